@@ -25,7 +25,7 @@ pub const ENVIRONMENT_VARIABLE: &str = "LATERNA_TEST_ASSETS";
 pub const HOST_DIRECTORY: &str = "/laterna";
 
 /// Modules of the stock kernel that a guest of Laterna has use for.
-const GUEST_MODULES: [&str; 4] = ["button", "evdev", "pvpanic-pci", "virtio-rng"];
+const GUEST_MODULES: [&str; 5] = ["button", "evdev", "pvpanic-mmio", "pvpanic-pci", "virtio-rng"];
 
 /// The assets, complete.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! What the freshness test and its reader in the guest agree on.
 //!
 //! The floor's page holds 64-bit words, little endian: [`MAGIC`] (written by the guest, so that the host finds the
-//! page), [`FLOOR`] and [`STOP`] (written by the host), [`READS`] (counted up by the guest).
+//! page), [`FLOOR`], [`FLOOR_CHECK`] and [`STOP`] (written by the host), [`READS`] (counted up by the guest).
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: usize = 0;
 /// Word of the page that holds the sequence number that every read begun from now on must reach.
 pub const FLOOR: usize = 1;
+/// Word of the page that holds the bitwise complement of the floor: the host's write is not atomic.
+pub const FLOOR_CHECK: usize = 2;
 /// Word of the page that ends the reader when it is not zero.
-pub const STOP: usize = 2;
+pub const STOP: usize = 3;
 /// Word of the page that counts reads.
-pub const READS: usize = 3;
+pub const READS: usize = 4;
 
 /// The reader's first line.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

@@ -7,13 +7,15 @@
 //!
 //! - [`debian`], [`kernel_modules`], [`cpio`], [`assets`]: get stock kernels and build initramfs images.
 //! - [`host`], [`protocol`]: the KVM host and the wire to its PID 1.
-//! - [`vm`], [`atomic_writer`]: what a VM test is written with.
+//! - [`vm`], [`atomic_writer`], [`freshness`], [`guest_page`]: what a VM test is written with.
 
 pub mod assets;
 pub mod atomic_writer;
 pub mod cpio;
 pub mod debian;
 pub mod freshness;
+pub mod guest_page;
 pub mod host;
 pub mod kernel_modules;
 pub mod protocol;
+pub mod vm;

@@ -8,12 +8,12 @@ use super::pagemap::Pagemap;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use tests::freshness::{Announcement, FLOOR, MAGIC, READS, Report, STOP, sequence_of};
+use tests::freshness::{Announcement, FLOOR, FLOOR_CHECK, MAGIC, READS, Report, STOP, sequence_of};
 
 /// A read counts as close behind a rotation when the floor had risen less than this before.
 const CLOSE: Duration = Duration::from_millis(5);
@@ -24,8 +24,31 @@ struct Page([AtomicU64; 512]);
 
 impl Page {
     fn word(&self, index: usize) -> &AtomicU64 {
-        self.0.get(index).unwrap_or(&self.0[511])
+        let [first, ..] = &self.0;
+        self.0.get(index).unwrap_or(first)
     }
+
+    fn floor(&self) -> u64 {
+        loop {
+            let (floor, check) = (self.word(FLOOR), self.word(FLOOR_CHECK));
+            let floor = floor.load(Ordering::SeqCst);
+            if floor == !check.load(Ordering::SeqCst) {
+                return floor;
+            }
+        }
+    }
+}
+
+/// Opens `file`, reads it to its end and closes it: these system calls and no others, for counting requests.
+pub(crate) fn read_once(file: &str) -> Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut content = Vec::new();
+    let mut opened = File::open(file).with_context(|| format!("Cannot open {file}"))?;
+    while let len @ 1.. = opened.read(&mut buffer).with_context(|| format!("Cannot read {file}"))? {
+        content.extend_from_slice(buffer.get(..len).unwrap_or_default());
+    }
+    drop(opened);
+    Ok(std::io::stdout().write_all(&content)?)
 }
 
 /// Reads `files` of the volume mounted at `volume` until the host says stop.
@@ -36,6 +59,7 @@ pub(crate) fn read_loop(volume: &str, files: &[&str]) -> Result<()> {
     let _ = fs::write("/proc/sys/vm/compaction_proactiveness", "0");
     let page = Box::new(Page([const { AtomicU64::new(0) }; 512]));
     let magic = u64::from_le_bytes(random()?);
+    page.word(FLOOR_CHECK).store(!0, Ordering::SeqCst);
     page.word(MAGIC).store(magic, Ordering::SeqCst);
     let pagemap = Pagemap::open()?;
     let address = *pagemap.physical_addresses(&page.0)?.first().context("No page")?;
@@ -125,7 +149,7 @@ struct Floor {
 impl Floor {
     /// Takes the floor; says whether it certainly rose less than [`CLOSE`] before.
     fn look(&mut self, page: &Page) -> bool {
-        let value = page.word(FLOOR).load(Ordering::SeqCst);
+        let value = page.floor();
         let now = Instant::now();
         if value > self.value {
             self.rose_after = Some(self.looked);

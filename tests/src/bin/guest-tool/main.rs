@@ -7,6 +7,7 @@ mod console;
 mod freshness;
 mod memory;
 mod pagemap;
+mod physical;
 mod power;
 
 use anyhow::{Result, bail};
@@ -25,14 +26,15 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["/init", ..] => console::init(),
         [_, "touch-memory"] => memory::touch(),
-        [_, "touch-physical", addresses @ ..] => memory::touch_physical(addresses),
+        [_, "touch-physical", addresses @ ..] => physical::touch(addresses),
         [_, "wait-power-button"] => power::wait_power_button(),
         [_, "poweroff"] => power::power_off(),
         [_, "reboot"] => power::reboot(),
         [_, "panic"] => power::panic(),
+        [_, "read", file] => freshness::read_once(file),
         [_, "read-loop", volume, files @ ..] => freshness::read_loop(volume, files),
         _ => bail!(
-            "usage: guest-tool touch-memory | touch-physical ADDRESS.. | read-loop DIR FILE.. \
+            "usage: guest-tool touch-memory | touch-physical ADDRESS.. | read FILE | read-loop DIR FILE.. \
              | wait-power-button | poweroff | reboot | panic"
         ),
     }

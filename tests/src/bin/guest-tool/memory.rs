@@ -4,10 +4,9 @@
 //! addresses that share memory, or memory that is not there, show.
 
 use super::pagemap::{PAGE_BYTES, Pagemap};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs;
 
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 const MAGIC: u64 = 0x6c61_7465_726e_6121;
@@ -92,30 +91,4 @@ fn system_ram() -> Result<Vec<(u64, u64)>> {
             Ok((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?))
         })
         .collect()
-}
-
-/// Writes the pages at these physical addresses (hexadecimal) and verifies them.
-///
-/// The kernel must not use them: `memmap=SIZE$ADDRESS` on its command line keeps it away.
-pub(crate) fn touch_physical(addresses: &[&str]) -> Result<()> {
-    let addresses = addresses.iter().map(|a| u64::from_str_radix(a.trim_start_matches("0x"), 16));
-    let addresses = addresses.collect::<Result<Vec<_>, _>>().context("Not a hexadecimal address")?;
-    let memory =
-        OpenOptions::new().read(true).write(true).open("/dev/mem").context("Cannot open /dev/mem")?;
-    let content =
-        |address: u64| (address ^ MAGIC).to_le_bytes().repeat(usize::try_from(PAGE_BYTES / 8).unwrap_or(0));
-    for address in &addresses {
-        memory
-            .write_all_at(&content(*address), *address)
-            .with_context(|| format!("Cannot write {address:#x}"))?;
-    }
-    for address in &addresses {
-        let mut page = vec![0; usize::try_from(PAGE_BYTES)?];
-        memory.read_exact_at(&mut page, *address).with_context(|| format!("Cannot read {address:#x}"))?;
-        if page != content(*address) {
-            bail!("The page at {address:#x} does not hold what was written");
-        }
-    }
-    println!("{} pages verified", addresses.len());
-    Ok(())
 }
