@@ -25,6 +25,7 @@ use crate::statistics::Statistics;
 use crate::volume::{Volume, errno, held};
 
 use volumes::Volumes;
+pub use volumes::check_volume_name;
 
 /// Volumes as a read-only file system for one virtio-fs device.
 ///

@@ -34,7 +34,7 @@ mod tests;
 mod volume;
 
 pub use error::Error;
-pub use filesystem::ProjectedFs;
+pub use filesystem::{ProjectedFs, check_volume_name};
 pub use generation::Ownership;
 pub use statistics::{SourceState, Statistics, VolumeStatistics};
 pub use volume::{DEFAULT_MAX_SIZE_BYTES, Volume, VolumeSpec};

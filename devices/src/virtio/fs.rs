@@ -64,7 +64,8 @@ impl<F: FileSystem + Send + Sync> std::fmt::Debug for Fs<F> {
 
 impl<F: FileSystem + Send + Sync> Fs<F> {
     /// A device that serves `file_system` under `tag`; of a longer tag the first [`MAX_TAG_LEN`] bytes count.
-    pub fn new(tag: &str, file_system: Arc<F>, access: Access) -> Self {
+    /// It counts into `counters`, which may be read while it runs.
+    pub fn new(tag: &str, file_system: Arc<F>, access: Access, counters: Arc<FsCounters>) -> Self {
         let mut config_space = [0; MAX_TAG_LEN + 4];
         let (tag_field, queues_field) = config_space.split_at_mut(MAX_TAG_LEN);
         for (byte, value) in tag_field.iter_mut().zip(tag.bytes()) {
@@ -72,12 +73,7 @@ impl<F: FileSystem + Send + Sync> Fs<F> {
         }
         queues_field.copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
         let server = Server::new(Arc::clone(&file_system));
-        Self { config_space, file_system, server, access, counters: Arc::default() }
-    }
-
-    /// The device's counters, to be read while it runs.
-    pub fn counters(&self) -> Arc<FsCounters> {
-        Arc::clone(&self.counters)
+        Self { config_space, file_system, server, access, counters }
     }
 }
 

@@ -70,13 +70,7 @@ impl Volumes {
         let Some(root) = &mut self.root else {
             return Err(Error::SingleVolume { name: name.into() });
         };
-        let is_possible = (1..=255).contains(&name.len())
-            && name != "."
-            && !name.starts_with("..")
-            && !name.contains(['/', '\0']);
-        if !is_possible {
-            return Err(Error::VolumeName { name: name.into() });
-        }
+        check_volume_name(name)?;
         let mut names = root.names.clone();
         let id = self.nodes.fresh_id();
         if names.insert(name.into(), id).is_some() {
@@ -227,4 +221,16 @@ impl Volumes {
             volumes,
         }
     }
+}
+
+/// Says whether a volume can have this name under the synthetic root.
+///
+/// # Errors
+/// When it is empty, longer than 255 bytes, a path, or one of the names that start with `..`.
+pub fn check_volume_name(name: &str) -> Result<(), Error> {
+    let is_possible = (1..=255).contains(&name.len())
+        && name != "."
+        && !name.starts_with("..")
+        && !name.contains(['/', '\0']);
+    if is_possible { Ok(()) } else { Err(Error::VolumeName { name: name.into() }) }
 }

@@ -1,0 +1,7 @@
+//! `laterna`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main()
+}
