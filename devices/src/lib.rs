@@ -9,6 +9,8 @@ pub mod interrupt;
 pub mod pci;
 pub mod pvpanic;
 pub mod serial;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod virtio;
 
 /// Guest RAM as the devices see it.

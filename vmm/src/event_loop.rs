@@ -40,7 +40,7 @@ impl Host {
     pub(crate) fn new(spec: &VmSpec) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let signals = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1];
-        let signals = SignalDelivery::with_pipe(read, write, SignalOnly::default(), signals)?;
+        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         let stdin = (spec.serial == SerialSpec::Stdio).then(Stdin::take).transpose()?;
         if stdin.as_ref().is_some_and(Stdin::is_terminal) {
             log::info!("{ESCAPE_HELP}");

@@ -222,5 +222,5 @@ impl Exposure {
 fn host_memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit.max(1));
-    u64::from(info.totalram).saturating_mul(unit)
+    info.totalram.saturating_mul(unit)
 }

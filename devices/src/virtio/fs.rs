@@ -33,7 +33,8 @@ const QUEUE_SIZES: [u16; 2] = [128, 128];
 const REQUEST_QUEUES: u32 = 1;
 
 const IN_HEADER_LEN: usize = size_of::<InHeader>();
-const OUT_HEADER_LEN: usize = size_of::<OutHeader>();
+const OUT_HEADER_LEN: u32 = 16;
+const _: () = assert!(OUT_HEADER_LEN as usize == size_of::<OutHeader>());
 
 /// Longest request: the server's limit for a message and its header page. Longer ones are refused unread.
 const MAX_REQUEST_LEN: u64 = MAX_BUFFER_SIZE as u64 + 4096;
@@ -128,16 +129,16 @@ impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
     fn handle(&self, chain: Chain<'a>) -> u32 {
         let Some(header) = self.in_header(&chain) else {
             self.counters.count_malformed();
-            return self.reply_error(chain, 0, libc_errno::EIO);
+            return self.reply_error(chain, 0, errno::EIO);
         };
         let opcode = Opcode::from_header(header.opcode);
         self.counters.count(opcode);
         match opcode {
-            Opcode::Unknown => self.reply_error(chain, header.unique, libc_errno::ENOSYS),
+            Opcode::Unknown => self.reply_error(chain, header.unique, errno::ENOSYS),
             Opcode::Unserved { changes_files: true, .. } if self.is_read_only => {
-                self.reply_error(chain, header.unique, libc_errno::EROFS)
+                self.reply_error(chain, header.unique, errno::EROFS)
             }
-            Opcode::Unserved { .. } => self.reply_error(chain, header.unique, libc_errno::ENOSYS),
+            Opcode::Unserved { .. } => self.reply_error(chain, header.unique, errno::ENOSYS),
             Opcode::Served { .. } => self.serve(chain, header.unique, opcode),
         }
     }
@@ -153,11 +154,13 @@ impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
         match used {
             // The server answers DESTROY but counts no reply.
             Some(0) if opcode.is_destroy() => self.reply_error(chain, unique, 0),
-            Some(used) if used >= OUT_HEADER_LEN => u32::try_from(used).unwrap_or(0),
-            _ => {
-                self.counters.count_malformed();
-                self.reply_error(chain, unique, libc_errno::EIO)
-            }
+            used => match used.and_then(|used| u32::try_from(used).ok()) {
+                Some(used) if used >= OUT_HEADER_LEN => used,
+                _ => {
+                    self.counters.count_malformed();
+                    self.reply_error(chain, unique, errno::EIO)
+                }
+            },
         }
     }
 
@@ -180,7 +183,7 @@ impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
 
     /// Writes a bare header with `errno` (0: success); returns the used length, 0 where there is no room for one.
     fn reply_error(&self, chain: Chain<'a>, unique: u64, errno: i32) -> u32 {
-        let header = OutHeader { len: OUT_HEADER_LEN as u32, error: -errno, unique };
+        let header = OutHeader { len: OUT_HEADER_LEN, error: -errno, unique };
         let written = VirtioFsWriter::new(self.memory, chain)
             .is_ok_and(|mut writer| writer.write_all(header.as_slice()).is_ok());
         if written {
@@ -193,7 +196,7 @@ impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
 }
 
 /// The Linux errno values that FUSE replies carry, whatever the host.
-mod libc_errno {
+mod errno {
     pub(super) const EIO: i32 = 5;
     pub(super) const EROFS: i32 = 30;
     pub(super) const ENOSYS: i32 = 38;

@@ -53,7 +53,7 @@ impl From<LogLevel> for LevelFilter {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::RunArguments),
+    Run(Box<run::RunArguments>),
     Doctor(doctor::DoctorArguments),
 }
 
@@ -67,7 +67,7 @@ pub fn main_with(adjust: impl FnOnce(&mut VmSpec)) -> ExitCode {
     let arguments = Arguments::parse();
     logging::start(arguments.log_level.into(), arguments.log_format);
     let code = match arguments.command {
-        Command::Run(arguments) => run::run(arguments, adjust),
+        Command::Run(arguments) => run::run(*arguments, adjust),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
     ExitCode::from(code)

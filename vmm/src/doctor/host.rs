@@ -74,7 +74,7 @@ pub(super) fn capabilities() -> Vec<Check> {
     match kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
         Ok(cpuid) => checks.extend(cpu_features(&kvm, &cpuid)),
         Err(error) => {
-            checks.push(Check::fail("CPU features", format!("KVM does not list them: {error}"), ""))
+            checks.push(Check::fail("CPU features", format!("KVM does not list them: {error}"), ""));
         }
     }
     checks

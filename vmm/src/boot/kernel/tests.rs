@@ -38,8 +38,8 @@ fn elf(phdrs: &[Elf64_Phdr]) -> Vec<u8> {
     header.e_machine = 62;
     header.e_entry = 16 << 20;
     header.e_phoff = size_of::<Elf64_Ehdr>() as u64;
-    header.e_phentsize = size_of::<Elf64_Phdr>() as u16;
-    header.e_phnum = phdrs.len() as u16;
+    header.e_phentsize = u16::try_from(size_of::<Elf64_Phdr>()).unwrap();
+    header.e_phnum = u16::try_from(phdrs.len()).unwrap();
     let mut bytes = header.as_slice().to_vec();
     for phdr in phdrs {
         bytes.extend_from_slice(phdr.as_slice());
