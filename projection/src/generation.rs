@@ -15,7 +15,7 @@ use rustix::fs::FileType;
 use crate::directory::HostAttr;
 use crate::nodes::Nodes;
 use crate::secret_memory::SecretBytes;
-use crate::snapshot::{DATA_LINK, HostContent, HostNode, Layout, Snapshot};
+use crate::snapshot::{DATA_LINK, HostContent, HostNode, Layout, Snapshot, WRITER_LINK_PREFIX};
 
 const BLOCK_BYTES: u32 = 4096;
 /// Sticky bit and write permission for others, which the guest never gets to see: the export is read-only,
@@ -157,7 +157,7 @@ impl Maker<'_> {
                 continue;
             }
             let link = links.entry(name.clone()).or_insert_with(|| {
-                let target = [b"..data/".as_slice(), name].concat();
+                let target = [WRITER_LINK_PREFIX, name].concat();
                 let host = match &snapshot.layout {
                     Layout::AtomicWriter { links, .. } => links.get(name),
                     Layout::Plain { .. } => None,

@@ -26,6 +26,8 @@ pub(crate) use load::{MAX_ENTRIES, as_path};
 pub(crate) const DATA_LINK: &[u8] = b"..data";
 /// Where the writer prepares the next one.
 const DATA_LINK_TEMPORARY: &[u8] = b"..data_tmp";
+/// What the target of a writer's link begins with; the rest is the link's own name.
+pub(crate) const WRITER_LINK_PREFIX: &[u8] = b"..data/";
 
 /// How often reading is begun anew because the directory changed meanwhile. Each time means a whole update
 /// by the writer within one read, so even a few in a row are rare.

@@ -12,8 +12,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
-    DATA_LINK, DATA_LINK_TEMPORARY, HostContent, HostNode, Layout, Snapshot, Source, WriterLinks,
-    is_timestamped_name, join,
+    DATA_LINK, DATA_LINK_TEMPORARY, HostContent, HostNode, Layout, Snapshot, Source, WRITER_LINK_PREFIX,
+    WriterLinks, is_timestamped_name, join,
 };
 use crate::directory::{HostAttr, HostTime, names, open_directory, open_file, read_link, special_file_kind};
 use crate::error::Error;
@@ -87,10 +87,13 @@ impl<'a> Loader<'a> {
             .map_err(|error| refused_read(path, Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
         let last = self.last.map(|last| &last.tree);
         let tree = self.directory(Place { fd, path, depth: 0, last })?;
-        // Names that only an AtomicWriter uses: it is between two steps, or the volume is being taken down.
-        let unpublished = tree.children().find(|(name, node)| {
-            *name == DATA_LINK_TEMPORARY
-                || (is_timestamped_name(name) && node.attr.file_type() == FileType::Directory)
+        // What only an AtomicWriter makes: it is between two steps, or the volume is being taken down.
+        let unpublished = tree.children().find(|(name, node)| match &node.content {
+            HostContent::Directory(_) => is_timestamped_name(name),
+            HostContent::Symlink(target) => {
+                *name == DATA_LINK_TEMPORARY || target.starts_with(WRITER_LINK_PREFIX)
+            }
+            HostContent::File(_) => false,
         });
         if let Some((name, _)) = unpublished {
             let entry = as_path(name).to_owned();
@@ -123,7 +126,7 @@ impl<'a> Loader<'a> {
                 FileType::Directory if is_timestamped_name(&name) => {}
                 FileType::Directory | FileType::RegularFile => ignored.push(name),
                 FileType::Symlink => match read_link(root, &name) {
-                    Ok(target) if target.strip_prefix(b"..data/") == Some(&name) => {
+                    Ok(target) if target.strip_prefix(WRITER_LINK_PREFIX) == Some(&name) => {
                         links.insert(name, attr);
                     }
                     Ok(target) => {
