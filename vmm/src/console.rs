@@ -1,8 +1,9 @@
 //! Laterna's own terminal as the guest's serial line: raw mode, the escape sequence, output that stops can interrupt.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,12 +34,14 @@ pub enum Output {
 }
 
 impl Output {
-    /// Makes or truncates the file that takes the guest's output.
+    /// Makes or truncates the file that takes the guest's output. A FIFO that nobody reads is an error, not a wait.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn to_file(path: &Path) -> io::Result<Self> {
-        Ok(Self::File(Arc::new(File::create(path)?)))
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+        Ok(Self::File(Arc::new(options.open(path)?)))
     }
 
     /// A writer for one boot's serial port; it gives up when `exit` has a reason.
@@ -161,6 +164,8 @@ fn enter_raw_mode() -> io::Result<bool> {
     let saved = tcgetattr(stdin)?;
     let mut raw = saved.clone();
     raw.make_raw();
+    // Our log lines end in a bare newline; the guest's carriage returns do no harm beside it.
+    raw.output_modes = saved.output_modes;
     *SAVED_MODE.lock() = Some(saved);
     tcsetattr(stdin, OptionalActions::Now, &raw)?;
     Ok(true)

@@ -47,6 +47,11 @@ impl Host {
         }
         Ok(Self { signals, stdin, stop: Stop { grace: spec.shutdown_grace, deadline: None } })
     }
+
+    /// Whether the VM was asked to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.deadline.is_some()
+    }
 }
 
 /// The loop of one boot.

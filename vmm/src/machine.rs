@@ -91,7 +91,7 @@ pub fn run(spec: &VmSpec) -> Result<ExitReason, Error> {
     loop {
         let machine = Machine::assemble(spec, &output)?;
         let reason = machine.run(&mut host)?;
-        if reason != ExitReason::Reset || spec.on_reboot == OnReboot::Exit {
+        if reason != ExitReason::Reset || spec.on_reboot == OnReboot::Exit || host.is_stopping() {
             return Ok(reason);
         }
         log::info!("The guest asked for a reset; starting it again");
@@ -125,6 +125,8 @@ pub(crate) struct Parts {
     pub(crate) wakeups: AtomicU64,
     shared: Arc<Shared>,
     file_systems: Vec<FileSystem>,
+    /// Keeps guest RAM mapped for as long as anything runs.
+    _vm: Vm,
 }
 
 impl std::fmt::Debug for Parts {
@@ -173,8 +175,17 @@ impl Machine {
             Arc::new(Shared { ports, mmio, exit: Arc::clone(&exit), counters: ExitCounters::default() });
         let vcpus = Vcpus::start(vcpus, &shared).map_err(Error::host("a thread"))?;
         let wakeups = AtomicU64::new(0);
-        let parts =
-            Parts { exit, serial, input_drained, power_button, virtio, wakeups, shared, file_systems };
+        let parts = Parts {
+            exit,
+            serial,
+            input_drained,
+            power_button,
+            virtio,
+            wakeups,
+            shared,
+            file_systems,
+            _vm: vm,
+        };
         Ok(Self { vcpus, parts })
     }
 

@@ -12,7 +12,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, ByteValued, GuestAddress};
 
-use super::Error;
+use super::{Error, open_regular};
 use crate::layout;
 
 /// Where the setup header of a bzImage lies in the file (boot.rst, "The real-mode kernel header").
@@ -21,6 +21,7 @@ const BZIMAGE_MAGIC: u32 = 0x5372_6448;
 const XLF_KERNEL_64: u16 = 1;
 /// From the start of a bzImage's protected-mode part to its 64-bit entry point.
 const ENTRY_64_OFFSET: u64 = 0x200;
+const PAGE_BYTES: u64 = 4096;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// A kernel file whose header has been read.
@@ -61,9 +62,7 @@ impl Image {
     /// # Errors
     /// When it cannot be read, is no kernel, is truncated, or cannot be booted by Laterna.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let read = |error| Error::Read { what: "Kernel", path: path.to_owned(), error };
-        let mut file = File::open(path).map_err(read)?;
-        let len_bytes = file.metadata().map_err(read)?.len();
+        let (mut file, len_bytes) = open_regular("Kernel", path)?;
         let mut magic = [0; 4];
         if file.read_exact(&mut magic).is_err() {
             return Err(Error::NotAKernel(path.to_owned()));
@@ -80,6 +79,11 @@ impl Image {
         self.end
     }
 
+    /// End of the addresses that the kernel and an initramfs of `initramfs_bytes` need at least.
+    pub fn end_with(&self, initramfs_bytes: u64) -> u64 {
+        self.end.saturating_add(initramfs_bytes.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES))
+    }
+
     /// The highest address that an initramfs may reach (exclusive).
     pub fn initramfs_limit(&self) -> u64 {
         match self.kind {
@@ -93,7 +97,7 @@ impl Image {
     /// # Errors
     /// When not; the error names how much would.
     pub fn check_ram(&self, ram_bytes: u64, initramfs_bytes: u64) -> Result<(), Error> {
-        let needed = self.end.saturating_add(initramfs_bytes.next_multiple_of(4096));
+        let needed = self.end_with(initramfs_bytes);
         if needed <= ram_bytes {
             return Ok(());
         }

@@ -9,6 +9,9 @@ pub mod kernel;
 mod params;
 pub mod x86_64;
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use devices::GuestMemory;
@@ -30,7 +33,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The file is no kernel.
     #[error("Kernel {path}: neither a bzImage nor an ELF image; give a vmlinuz or a vmlinux for x86_64", path = .0.display())]
@@ -71,6 +74,19 @@ pub enum Error {
         /// RAM it takes, rounded up.
         needed_mib: u64,
     },
+    /// Low RAM, or the kernel's own limit, is too small for the initramfs.
+    #[error(
+        "Initramfs {path}: {mib} MiB do not fit between the kernel and {limit_mib} MiB; make it smaller",
+        path = path.display()
+    )]
+    InitramfsTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size, rounded up.
+        mib: u64,
+        /// The highest address that it may reach.
+        limit_mib: u64,
+    },
     /// Too long or not printable.
     #[error("Kernel command line: {0}; it must be printable ASCII of at most {max} bytes", max = layout::CMDLINE_MAX_LEN - 1)]
     Cmdline(String),
@@ -101,6 +117,20 @@ pub fn cmdline(text: &str) -> Result<Cmdline, Error> {
         cmdline.insert_str(text).map_err(describe)?;
     }
     Ok(cmdline)
+}
+
+/// Opens a regular file and tells its length in bytes. Anything else, a FIFO say, is an error and never a wait.
+fn open_regular(what: &'static str, path: &Path) -> Result<(File, u64), Error> {
+    let open = || {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_file() {
+            Ok((file, metadata.len()))
+        } else {
+            Err(io::Error::other("not a regular file"))
+        }
+    };
+    open().map_err(|error| Error::Read { what, path: path.to_owned(), error })
 }
 
 /// Loads everything into RAM.
