@@ -26,6 +26,9 @@ use tempfile::TempDir;
 /// Longer than the slowest machine needs (3 s is usual), since only a broken host gets there.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How often to try to boot.
+const BOOT_ATTEMPTS: usize = 3;
+
 /// The wanted host.
 #[derive(Debug, Clone)]
 pub struct HostSpec {
@@ -112,7 +115,21 @@ pub struct EmulatedHost {
 
 impl EmulatedHost {
     /// Boots a host and waits until it takes commands.
+    ///
+    /// Tries again if it does not come up: QEMU 7.2, Debian 12's, can run a breakpoint that Linux has already
+    /// patched away on another CPU (fixed in 8.1, "accel/tcg: Always lock pages before translation"), and Linux
+    /// patches most while it boots. Seen once in twenty boots on a busy machine.
     pub fn start(spec: &HostSpec) -> Result<Self> {
+        for _ in 1..BOOT_ATTEMPTS {
+            match Self::start_once(spec) {
+                Ok(host) => return Ok(host),
+                Err(error) => eprintln!("==> The emulated host did not come up; trying again\n{error:#}"),
+            }
+        }
+        Self::start_once(spec)
+    }
+
+    fn start_once(spec: &HostSpec) -> Result<Self> {
         // Not below the repository: the path of a Unix socket may have 107 bytes at most.
         let scratch = tempfile::Builder::new().prefix("laterna-host-").tempdir()?;
         let initramfs = scratch.path().join("initramfs");

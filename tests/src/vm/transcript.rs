@@ -66,7 +66,8 @@ fn collect(mut stream: File, shared: &Shared) {
             // Lossy for bytes that are no text or are cut in two; markers and test output are ASCII.
             Ok(len @ 1..) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
-                state.text.push_str(&String::from_utf8_lossy(bytes));
+                // A terminal may end its lines with a carriage return, too.
+                state.text.push_str(&String::from_utf8_lossy(bytes).replace('\r', ""));
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // A terminal whose user is gone reads as EIO.

@@ -13,8 +13,7 @@ const MAGIC: u64 = 0x6c61_7465_726e_6121;
 
 /// Writes all free memory and verifies it; prints one JSON line with what was covered.
 pub(crate) fn touch() -> Result<()> {
-    // Whole 2 MiB pages, so that the free memory in all corners is used. Absent on some kernels.
-    let _ = fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always");
+    take_all_memory();
     let pagemap = Pagemap::open()?;
     let mut blocks = Vec::new();
     let mut frames = BTreeSet::new();
@@ -38,6 +37,20 @@ pub(crate) fn touch() -> Result<()> {
         }
     }
     report(bytes, &frames)
+}
+
+/// Lets a process have nearly all memory, in whole 2 MiB pages: no zone kept for the kernel, small reserves.
+fn take_all_memory() {
+    let settings = [
+        ("/sys/kernel/mm/transparent_hugepage/enabled", "always"),
+        // Enabling huge pages raises the reserve, so this follows.
+        ("/proc/sys/vm/min_free_kbytes", "2048"),
+        ("/proc/sys/vm/lowmem_reserve_ratio", "100000\t100000\t100000"),
+    ];
+    for (file, value) in settings {
+        // A kernel without the setting has nothing to hold back.
+        let _ = fs::write(file, value);
+    }
 }
 
 fn report(bytes: u64, frames: &BTreeSet<u64>) -> Result<()> {
