@@ -74,6 +74,16 @@ impl Assets {
         Ok(spec)
     }
 
+    /// Whether this machine's own KVM can boot guests: asks `laterna doctor`, which tries what kernels need.
+    #[must_use]
+    pub fn has_good_kvm(&self) -> bool {
+        let doctor =
+            Command::new(self.directory.join("laterna")).args(["doctor", "--output", "json"]).output();
+        let report =
+            doctor.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+        report.and_then(|report| report.get("can_boot_guests")?.as_bool()).unwrap_or(false)
+    }
+
     fn program(&self, name: &str) -> Result<&Path> {
         self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("Program {name} was not built"))
     }

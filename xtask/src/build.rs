@@ -13,23 +13,11 @@ use tests::assets::Assets;
 /// Naming the target keeps build scripts and procedural macros out of `RUSTFLAGS`.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Which programs to build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Programs {
-    /// `laterna` and the programs of the tests.
-    All,
-    /// The programs of the tests only, for when `laterna` does not compile.
-    WithoutLaterna,
-}
-
 /// Builds the programs and collects the assets of whole-VM tests.
-pub(crate) fn assets(programs: Programs) -> Result<Assets> {
+pub(crate) fn assets() -> Result<Assets> {
     step("Building static programs");
     let mut command = cargo();
-    command.args(["build", "--package", "tests", "--bins"]);
-    if programs == Programs::All {
-        command.args(["--package", "vmm"]);
-    }
+    command.args(["build", "--package", "vmm", "--package", "tests", "--bins"]);
     let programs = executables(&mut command)?;
     Assets::prepare(
         &paths::cache(),

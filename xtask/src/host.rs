@@ -1,13 +1,12 @@
 //! `cargo xtask host -- COMMAND...`: a command in the emulated KVM host.
 
-use crate::build::Programs;
 use crate::process::step;
-use crate::{build, paths};
+use crate::{build, paths, setup};
 use anyhow::{Context, Result};
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
-use tests::assets::{Assets, ENVIRONMENT_VARIABLE, HOST_DIRECTORY};
+use tests::assets::{ENVIRONMENT_VARIABLE, HOST_DIRECTORY};
 use tests::host::{EmulatedHost, HostCommand};
 
 #[derive(Debug, clap::Args)]
@@ -18,17 +17,14 @@ pub(crate) struct Arguments {
     /// RAM of the host in MiB
     #[arg(long, value_name = "MIB", default_value_t = 9216)]
     memory: u32,
-    /// Do not build laterna; for when it does not compile
-    #[arg(long)]
-    without_laterna: bool,
     /// The command; `sh -c '...'` for more than one
     #[arg(required = true, trailing_var_arg = true)]
     command: Vec<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let programs = if arguments.without_laterna { Programs::WithoutLaterna } else { Programs::All };
-    let assets = build::assets(programs)?;
+    setup::run_setup()?;
+    let assets = build::assets()?;
     let mut spec = assets.host_spec(paths::host_console())?;
     spec.memory_mib = arguments.memory;
     let host = start(&spec)?;
@@ -53,9 +49,4 @@ pub(crate) fn start(spec: &tests::host::HostSpec) -> Result<EmulatedHost> {
     let host = EmulatedHost::start(spec).context("Cannot start the emulated KVM host")?;
     step(&format!("The host is up, Linux {}", host.kernel_version()));
     Ok(host)
-}
-
-/// The spec of a host with these assets.
-pub(crate) fn spec(assets: &Assets) -> Result<tests::host::HostSpec> {
-    assets.host_spec(paths::host_console())
 }
