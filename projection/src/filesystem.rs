@@ -325,3 +325,63 @@ impl FileSystem for ProjectedFs {
         read_only()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Weak;
+
+    use super::*;
+    use crate::VolumeSpec;
+    use crate::secret_memory::SecretBytes;
+
+    /// A volume with one file, looked up by the guest: a watch on its bytes, and the file's id.
+    fn held_file(fs: &ProjectedFs, root: u64) -> (Weak<SecretBytes>, u64) {
+        let id = fs.lookup(&Context::new(), root, c"token").unwrap().inode;
+        match &fs.leaf(id).unwrap().content {
+            Content::File(bytes) => (Arc::downgrade(bytes), id),
+            Content::Directory(_) | Content::Symlink(_) => panic!("token is a file"),
+        }
+    }
+
+    fn volume(directory: &tempfile::TempDir) -> Volume {
+        fs::write(directory.path().join("token"), "secret").unwrap();
+        Volume::open(VolumeSpec::new(directory.path())).unwrap()
+    }
+
+    #[test]
+    fn bytes_go_with_the_last_who_needs_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let fs = ProjectedFs::of_volume(volume(&directory));
+        let (bytes, id) = held_file(&fs, 1);
+        fs::write(directory.path().join("token"), "a longer secret").unwrap();
+        let (new_bytes, _) = held_file(&fs, 1);
+        assert!(bytes.upgrade().is_some(), "the guest holds them");
+        fs.forget(&Context::new(), id, 1);
+        assert!(bytes.upgrade().is_none(), "nobody holds them");
+        assert!(new_bytes.upgrade().is_some());
+    }
+
+    #[test]
+    fn bytes_of_older_generations_go_with_a_reset() {
+        let directory = tempfile::tempdir().unwrap();
+        let fs = ProjectedFs::of_volume(volume(&directory));
+        let (bytes, _) = held_file(&fs, 1);
+        fs::write(directory.path().join("token"), "a longer secret").unwrap();
+        let (new_bytes, _) = held_file(&fs, 1);
+        fs.destroy();
+        assert!(bytes.upgrade().is_none());
+        assert!(new_bytes.upgrade().is_some(), "the current content stays for the next INIT");
+    }
+
+    #[test]
+    fn bytes_go_with_their_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let fs = ProjectedFs::of_volumes();
+        fs.add_volume("v", volume(&directory)).unwrap();
+        let root = fs.lookup(&Context::new(), 1, c"v").unwrap().inode;
+        let (bytes, _) = held_file(&fs, root);
+        fs.remove_volume("v").unwrap();
+        assert!(bytes.upgrade().is_none());
+    }
+}

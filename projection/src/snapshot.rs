@@ -301,3 +301,108 @@ fn is_timestamped_name(name: &[u8]) -> bool {
 fn join(directory: &Path, name: &[u8]) -> PathBuf {
     directory.join(as_path(name))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    fn source_of(directory: &tempfile::TempDir) -> Source {
+        Source { path: directory.path().into(), max_size_bytes: 1000 }
+    }
+
+    fn number_in(snapshot: &Snapshot, name: &str) -> u64 {
+        match &snapshot.tree.child(name.as_bytes()).unwrap().content {
+            HostContent::File(bytes) => std::str::from_utf8(bytes.as_slice()).unwrap().parse().unwrap(),
+            HostContent::Directory(_) | HostContent::Symlink(_) => panic!("{name} is a file"),
+        }
+    }
+
+    /// Makes a snapshot look as if the change after it had not moved any timestamp.
+    fn with_attributes_of(mut old: Snapshot, new: &Snapshot, is_settled: bool) -> Snapshot {
+        old.layout = Layout::Plain { is_settled };
+        old.tree.attr = new.tree.attr;
+        if let HostContent::Directory(children) = &mut old.tree.content {
+            for (name, node) in children {
+                node.attr = new.tree.child(name).unwrap().attr;
+            }
+        }
+        old
+    }
+
+    #[test]
+    fn change_that_moves_no_timestamp_is_seen_while_the_clock_may_not_have_ticked() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("token"), "1").unwrap();
+        let source = source_of(&directory);
+        let old = source.load().unwrap();
+        assert!(!old.is_settled(), "just written");
+        fs::write(directory.path().join("token"), "2").unwrap();
+        let new = source.load().unwrap();
+        let unsettled = with_attributes_of(old.clone(), &new, false);
+        match source.observe(Some(&unsettled)).unwrap() {
+            Observed::Changed(snapshot) => {
+                assert_eq!(number_in(&snapshot, "token"), 2);
+                assert!(!snapshot.is_same_as(&unsettled));
+            }
+            other => panic!("{other:?}"),
+        }
+        // The control: this is what looking at timestamps alone would say.
+        let settled = with_attributes_of(old, &new, true);
+        assert!(matches!(source.observe(Some(&settled)).unwrap(), Observed::Unchanged));
+    }
+
+    #[test]
+    fn directory_left_alone_settles_and_is_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("token"), "1").unwrap();
+        let source = source_of(&directory);
+        let mut snapshot = source.load().unwrap();
+        loop {
+            match source.observe(Some(&snapshot)).unwrap() {
+                Observed::Unchanged => break,
+                Observed::Changed(again) => {
+                    assert!(again.is_same_as(&snapshot), "only read again");
+                    snapshot = *again;
+                }
+                Observed::Lost(reason) => panic!("{reason}"),
+            }
+        }
+    }
+
+    #[test]
+    fn plain_snapshot_is_of_one_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let publish = |name: &str, number: u64| {
+            let temporary = directory.path().join("temporary");
+            fs::write(&temporary, number.to_string()).unwrap();
+            fs::rename(&temporary, directory.path().join(name)).unwrap();
+        };
+        for name in ["x", "y"] {
+            publish(name, 0);
+        }
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..3000 {
+                    publish("x", number);
+                    publish("y", number);
+                }
+                is_done.store(true, Ordering::Release);
+            });
+            while !is_done.load(Ordering::Acquire) {
+                match source_of(&directory).load() {
+                    Ok(snapshot) => {
+                        let (x, y) = (number_in(&snapshot, "x"), number_in(&snapshot, "y"));
+                        assert!(x == y || x == y + 1, "{x} and {y} never were there together");
+                    }
+                    Err(error) => assert!(matches!(error, Error::KeepsChanging { .. }), "{error}"),
+                }
+            }
+        });
+        assert_eq!(number_in(&source_of(&directory).load().unwrap(), "y"), 2999);
+    }
+}

@@ -203,7 +203,6 @@ impl<'a> Loader<'a> {
             HostContent::Directory(_) | HostContent::Symlink(_) => None,
         });
         if let Some(bytes) = earlier
-            && !self.is_recent(attr)
             && self.last.is_some_and(Snapshot::is_settled)
         {
             return Ok(Arc::clone(bytes));
@@ -291,5 +290,37 @@ fn changed_or_refused(path: &Path, cause: Errno) -> LoadError {
         // A FIFO or socket that took the file's place.
         Errno::NXIO => LoadError::Changed,
         cause => refused_read(path, cause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::directory::open_volume;
+
+    #[test]
+    fn file_that_was_replaced_after_it_was_looked_at_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        fs::write(&path, "1").unwrap();
+        let source = Source { path: directory.path().into(), max_size_bytes: 100 };
+        let fd = open_volume(directory.path()).unwrap();
+        let attr = HostAttr::at(&fd, b"token").unwrap();
+        let place = Place { fd, path: directory.path(), depth: 0, last: None };
+        let read = |attr| Loader::new(&source, None).file(&place, b"token", &path, attr, None);
+        assert!(read(&attr).is_ok());
+        fs::write(directory.path().join("other"), "2").unwrap();
+        fs::rename(directory.path().join("other"), &path).unwrap();
+        assert!(matches!(read(&attr), Err(LoadError::Changed)), "another file");
+        let attr = HostAttr::at(&place.fd, b"token").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(read(&attr), Err(LoadError::Changed)), "no file");
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(read(&attr), Err(LoadError::Changed)), "a directory");
+        fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink("other", &path).unwrap();
+        assert!(matches!(read(&attr), Err(LoadError::Changed)), "a link");
     }
 }

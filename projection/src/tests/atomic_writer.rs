@@ -206,6 +206,39 @@ fn attribute_change_after_publishing_is_a_new_generation_under_another_name() {
 }
 
 #[test]
+fn name_that_is_shown_already_is_not_shown_for_other_content() {
+    let writer = Writer::with(&[("token", b"1")]);
+    let fs = serve(writer.path());
+    let shown = || fs.link_target(fs.look_up(ROOT, "..data").unwrap().inode).unwrap();
+    fs.walk_from(ROOT, "token").unwrap();
+    let token = writer.published().join("token");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o400)).unwrap();
+    let second = fs.walk_from(ROOT, "token").unwrap();
+    let numbered = shown();
+    // The host comes to use the name that was made up here.
+    super::host::write_files(&writer.path().join(&numbered), &[("token", b"3")]);
+    writer.swap(&numbered);
+    assert_eq!(fs.open_and_read("token").unwrap(), b"3");
+    assert_eq!(shown(), format!("{numbered}~1"));
+    assert_eq!(fs.walk_from(ROOT, &format!("{numbered}/token")).unwrap().id, second.id);
+}
+
+#[test]
+fn reset_begins_with_the_hosts_name_again() {
+    let writer = Writer::with(&[("token", b"1")]);
+    let fs = serve(writer.path());
+    let shown = || fs.link_target(fs.look_up(ROOT, "..data").unwrap().inode).unwrap();
+    let name = shown();
+    let token = writer.published().join("token");
+    for mode in [0o400, 0o440] {
+        fs::set_permissions(&token, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(shown(), format!("{name}~1"));
+        fs.destroy();
+        assert_eq!(shown(), name);
+    }
+}
+
+#[test]
 fn directory_made_anew_under_the_same_name_is_a_new_generation() {
     let writer = Writer::with(&[("token", b"1")]);
     let fs = serve(writer.path());

@@ -16,6 +16,9 @@ use super::host::{Writer, plain_directory, serve};
 use super::logged::{lines_about, record};
 use crate::{Error, ProjectedFs, SourceState, Volume, VolumeSpec};
 
+/// Makes an entry that no volume may hold.
+type Maker<'a> = &'a dyn Fn(&Path);
+
 /// The error of a directory, which must be one line that names `place`.
 fn refusal(directory: &Path, place: &str) -> Error {
     let error = Volume::open(VolumeSpec::new(directory)).expect_err("the directory must be refused");
@@ -64,8 +67,7 @@ fn fifo_socket_and_device_are_refused_wherever_they_are() {
     let device = |path: &Path| {
         mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0)).unwrap();
     };
-    let makers: [(&str, &dyn Fn(&Path)); 3] =
-        [("FIFO", &fifo), ("socket", &socket), ("character device", &device)];
+    let makers: [(&str, Maker); 3] = [("FIFO", &fifo), ("socket", &socket), ("character device", &device)];
     for (kind, make) in makers {
         let plain = plain_directory(&[("token", b"1")]);
         make(&plain.path().join("odd"));

@@ -108,6 +108,30 @@ fn removed_directory_is_stale_and_so_is_another_in_its_place() {
 }
 
 #[test]
+fn directory_replaced_between_two_requests_is_another_node() {
+    let directory = plain_directory(&[("sub/file", b"1")]);
+    let fs = serve(directory.path());
+    let sub = fs.walk_from(ROOT, "sub").unwrap().id;
+    fs::rename(directory.path().join("sub"), directory.path().join("elsewhere")).unwrap();
+    write_files(directory.path(), &[("sub/file", b"2")]);
+    assert_eq!(errno_of(fs.look_up(sub, "file")), libc::ESTALE);
+    assert_ne!(fs.walk_from(ROOT, "sub").unwrap().id, sub);
+}
+
+#[test]
+fn link_made_anew_is_another_node() {
+    let directory = plain_directory(&[("a", b"1")]);
+    let link = directory.path().join("link");
+    symlink("a", &link).unwrap();
+    let fs = serve(directory.path());
+    let before = fs.look_up(ROOT, "link").unwrap().inode;
+    // Beside the old one, so that it cannot get its inode number.
+    symlink("a", directory.path().join("new")).unwrap();
+    fs::rename(directory.path().join("new"), &link).unwrap();
+    assert_ne!(fs.look_up(ROOT, "link").unwrap().inode, before);
+}
+
+#[test]
 fn old_content_goes_when_the_guest_forgets_it() {
     let directory = plain_directory(&[("token", b"12345"), ("other", b"123")]);
     let fs = serve(directory.path());

@@ -67,6 +67,21 @@ fn retained_generations_are_limited_by_their_size_too() {
 }
 
 #[test]
+fn retained_generations_are_limited_by_their_entries_too() {
+    let names: Vec<String> = (0..4000).map(|number| number.to_string()).collect();
+    let payload: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"".as_slice())).collect();
+    let writer = Writer::with(&payload);
+    let fs = serve(writer.path());
+    for _ in 0..6 {
+        fs.walk_from(ROOT, "0").unwrap();
+        writer.publish(&payload);
+    }
+    fs.walk_from(ROOT, "0").unwrap();
+    let statistics = fs.statistics();
+    assert_eq!((statistics.generations, statistics.volumes[0].evictions), (1 + 4, 2));
+}
+
+#[test]
 fn plain_volume_limits_what_the_guest_holds() {
     let directory = plain_directory(&[("token", b"")]);
     let fs = serve(directory.path());

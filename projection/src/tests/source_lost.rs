@@ -8,6 +8,9 @@ use super::host::{Writer, plain_directory, serve, write_files};
 use super::logged::{lines_about, record};
 use crate::{ProjectedFs, SourceState};
 
+/// Removes something from a volume, given the published directory's path too.
+type Step<'a> = &'a dyn Fn(&Writer, &Path);
+
 fn assert_keeps_content(fs: &ProjectedFs, content: &[u8]) {
     for _ in 0..3 {
         assert_eq!(fs.open_and_read("token").unwrap(), content);
@@ -81,7 +84,7 @@ fn directory_covered_by_another_volume_shows_that_one() {
 #[test]
 fn taking_down_is_noticed_whatever_goes_first() {
     let published = |writer: &Writer| writer.published();
-    let steps: [&[&dyn Fn(&Writer, &Path)]; 4] = [
+    let orders: [&[Step]; 4] = [
         // What rm -r meets, in different orders.
         &[
             &|_, published| fs::remove_file(published.join("a/other")).unwrap(),
@@ -112,7 +115,7 @@ fn taking_down_is_noticed_whatever_goes_first() {
             }
         }],
     ];
-    for order in steps {
+    for order in orders {
         let writer = Writer::with(&[("token", b"1"), ("a/other", b"2")]);
         let fs = serve(writer.path());
         let published = published(&writer);
