@@ -112,7 +112,13 @@ impl VmBuilder {
     /// Starts the VM.
     pub fn spawn(self) -> Result<Vm> {
         let assets = assets()?;
-        let mut command = Command::new(assets.join(&self.program));
+        let program = assets.join(&self.program);
+        let mut command = Command::new(&program);
+        if self.is_on_terminal {
+            // Makes the terminal the controlling one of a new session, as it is for a person; then becomes laterna.
+            command = Command::new("setsid");
+            command.arg("-c").arg(&program);
+        }
         command
             .arg("run")
             .arg("--kernel")

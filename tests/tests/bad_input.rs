@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 use tests::vm::assets;
 
-/// Exit codes as documented in `laterna run --help`.
+/// Exit codes as documented in `laterna run --help`: the host is to blame, or the arguments and what they name.
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
 
@@ -55,17 +55,12 @@ fn truncated(directory: &TempDir, asset: &str, len: u64) -> Result<PathBuf> {
 
 fn refuses_kernel(kernel: &Path) -> Result<()> {
     let kernel = kernel.to_string_lossy();
-    refuses(laterna(&["--kernel", &kernel])?, FAILURE, &[&[&*kernel]])
+    refuses(laterna(&["--kernel", &kernel])?, USAGE, &[&[&*kernel]])
 }
 
 #[test]
 fn kernel_that_is_missing() -> Result<()> {
-    let kernel = "/no/such/kernel";
-    let mut command = laterna(&["--kernel", kernel])?;
-    let output = command.output()?;
-    let code = output.status.code().unwrap_or(-1);
-    assert!([FAILURE, USAGE].contains(&code), "{output:?}");
-    refuses(laterna(&["--kernel", kernel])?, code, &[&[kernel]])
+    refuses_kernel(Path::new("/no/such/kernel"))
 }
 
 #[test]
@@ -78,9 +73,7 @@ fn kernel_that_may_not_be_read() -> Result<()> {
     let kernel = kernel.to_string_lossy();
     let mut command = laterna(&["--kernel", &kernel])?;
     command.uid(NOBODY);
-    let code = command.output()?.status.code().unwrap_or(-1);
-    assert!([FAILURE, USAGE].contains(&code));
-    refuses(command, code, &[&["secret-kernel", "ermission"]])
+    refuses(command, USAGE, &[&["secret-kernel", "ermission"]])
 }
 
 #[test]
@@ -113,20 +106,20 @@ fn initramfs_that_is_larger_than_ram() -> Result<()> {
     let initramfs = directory.path().join("huge");
     File::create(&initramfs)?.set_len(1 << 30)?;
     let initramfs = initramfs.to_string_lossy();
-    refuses(laterna(&["--initramfs", &initramfs])?, FAILURE, &[&[&*initramfs]])
+    refuses(laterna(&["--initramfs", &initramfs])?, USAGE, &[&["initramfs", "--memory"]])
 }
 
 #[test]
 fn memory_that_is_zero_or_absurd_or_no_size() -> Result<()> {
     for memory in ["0", "99999999T", "lots", "-1", "64K", ""] {
-        refuses(laterna(&["--memory", memory])?, USAGE, &[&["--memory", memory]])?;
+        refuses(laterna(&["--memory", memory])?, USAGE, &[&["--memory"]])?;
     }
     Ok(())
 }
 
 #[test]
 fn memory_that_cannot_hold_the_kernel_names_the_minimum() -> Result<()> {
-    refuses(laterna(&["--memory", "32M"])?, FAILURE, &[&["32", "MiB"]])
+    refuses(laterna(&["--memory", "32M"])?, USAGE, &[&["32 MiB", "give --memory"]])
 }
 
 #[test]
@@ -151,14 +144,14 @@ fn volume() -> Result<TempDir> {
     Ok(volume)
 }
 
-fn refuses_volume(options: &str, code: i32, words: &[&str]) -> Result<()> {
-    refuses(laterna(&["--projected", options])?, code, &[words])
+fn refuses_volume(options: &str, words: &[&str]) -> Result<()> {
+    refuses(laterna(&["--projected", options])?, USAGE, &[words])
 }
 
 #[test]
 fn volume_with_an_unknown_key() -> Result<()> {
     let volume = volume()?;
-    refuses_volume(&format!("tag=a,path={},colour=red", volume.path().display()), USAGE, &["colour"])
+    refuses_volume(&format!("tag=a,path={},colour=red", volume.path().display()), &["colour"])
 }
 
 #[test]
@@ -172,14 +165,12 @@ fn volumes_with_the_same_tag() -> Result<()> {
 fn volume_with_a_tag_that_is_too_long() -> Result<()> {
     let volume = volume()?;
     let tag = "t".repeat(37);
-    refuses_volume(&format!("tag={tag},path={}", volume.path().display()), USAGE, &[&tag, "36"])
+    refuses_volume(&format!("tag={tag},path={}", volume.path().display()), &[&tag, "36"])
 }
 
 #[test]
 fn volume_that_is_missing() -> Result<()> {
-    let code = laterna(&["--projected", "tag=a,path=/no/such/volume"])?.output()?.status.code().unwrap_or(-1);
-    assert!([FAILURE, USAGE].contains(&code));
-    refuses_volume("tag=a,path=/no/such/volume", code, &["/no/such/volume"])
+    refuses_volume("tag=a,path=/no/such/volume", &["/no/such/volume"])
 }
 
 #[test]
@@ -187,29 +178,27 @@ fn volume_that_is_no_directory() -> Result<()> {
     let volume = volume()?;
     let path = volume.path().join("token");
     let options = format!("tag=a,path={}", path.display());
-    let code = laterna(&["--projected", &options])?.output()?.status.code().unwrap_or(-1);
-    assert!([FAILURE, USAGE].contains(&code));
-    refuses_volume(&options, code, &[&path.to_string_lossy(), "directory"])
+    refuses_volume(&options, &[&path.to_string_lossy(), "directory"])
 }
 
-/// A volume that has one bad entry must be refused by its name, without its content.
-fn refuses_entry(volume: &TempDir, options: &str, name: &str) -> Result<()> {
-    let options = format!("tag=a,path={}{options}", volume.path().display());
-    refuses_volume(&options, FAILURE, &[name])
+/// A volume that has one bad entry must be refused by that entry's name.
+fn refuses_entry(volume: &TempDir, name: &str) -> Result<()> {
+    let options = format!("tag=a,path={}", volume.path().display());
+    refuses_volume(&options, &[name])
 }
 
 #[test]
 fn volume_with_a_link_out_of_it() -> Result<()> {
     let volume = volume()?;
     symlink("/etc/passwd", volume.path().join("outward"))?;
-    refuses_entry(&volume, "", "outward")
+    refuses_entry(&volume, "outward")
 }
 
 #[test]
 fn volume_with_a_file_over_the_limit() -> Result<()> {
     let volume = volume()?;
     fs::write(volume.path().join("large"), vec![0; 10_000])?;
-    refuses_volume(&format!("tag=a,path={},max-size=4K", volume.path().display()), FAILURE, &["4096"])
+    refuses_volume(&format!("tag=a,path={},max-size=4K", volume.path().display()), &["large", "4096"])
 }
 
 #[test]
@@ -218,7 +207,7 @@ fn volume_with_a_fifo_or_a_device_node() -> Result<()> {
         let volume = volume()?;
         let path = volume.path().join("special");
         anyhow::ensure!(Command::new("mknod").arg(&path).args(kind).status()?.success(), "mknod failed");
-        refuses_entry(&volume, "", "special")?;
+        refuses_entry(&volume, "special")?;
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// A command that finds the assets.
 pub(crate) fn command(argv: impl IntoIterator<Item = String>) -> HostCommand {
-    HostCommand::new(argv).env(ENVIRONMENT_VARIABLE, HOST_DIRECTORY).env("RUST_BACKTRACE", "1")
+    HostCommand::new(argv).env(ENVIRONMENT_VARIABLE, HOST_DIRECTORY)
 }
 
 /// Starts a host and says so.

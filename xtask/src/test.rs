@@ -16,7 +16,7 @@ const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Run only tests whose names contain this; the name of a file in tests/tests means all of its tests
+    /// Run only tests whose names contain this; the name of a file in tests/tests means that file
     filter: Option<String>,
     /// Run only the tests that need no VM
     #[arg(long, conflicts_with = "vm_only")]
@@ -102,7 +102,10 @@ fn tally_of(command: &mut Command) -> Result<Tally> {
 
 fn vm_tests(filter: Option<&str>) -> Result<Tally> {
     let assets = build::assets()?;
-    let programs = build::vm_tests()?;
+    let mut programs = build::vm_tests()?;
+    if programs.iter().any(|program| Some(program.name.as_str()) == filter) {
+        programs.retain(|program| Some(program.name.as_str()) == filter);
+    }
     let machine = Machine::with_kvm(&assets, &programs)?;
     let mut total = Tally::default();
     for program in &programs {

@@ -10,7 +10,7 @@ use tests::vm::Vm;
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn main() -> Result<()> {
-    let volume = tempfile::tempdir()?;
+    let volume = tempfile::Builder::new().prefix("laterna-demo-").tempdir()?;
     let path = fs::canonicalize(volume.path())?;
     let writer = AtomicWriter::new(&path);
     rotate(&writer, 1)?;
