@@ -180,6 +180,11 @@ impl DriverSide {
     /// A device after power-on, with `ram_len` bytes of RAM from address 0 (2 MiB at least, for the rings).
     pub fn new(device: Box<dyn VirtioDevice>, ram_len: usize) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), ram_len)]).expect("RAM");
+        Self::with_memory(device, memory)
+    }
+
+    /// As [`DriverSide::new`], with any RAM that has 2 MiB at address 0.
+    pub fn with_memory(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
         let queues = u16::try_from(device.queue_sizes().len()).expect("few queues");
         let vectors: Vec<_> = (0..VirtioPci::vectors_for(device.as_ref()))
             .map(|_| Arc::new(RecordingVector::default()))

@@ -3,6 +3,7 @@
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemory as _};
 
 use crate::GuestMemory;
 use crate::pci::NO_VECTOR;
@@ -158,7 +159,7 @@ impl Core {
         let mut is_usable = self.status & DeviceStatus::FEATURES_OK != 0;
         for Virtqueue { queue, vector: _ } in &mut self.queues {
             queue.set_event_idx(has_event_idx);
-            is_usable &= !queue.ready() || queue.is_valid(memory);
+            is_usable &= !queue.ready() || has_rings_in(memory, queue);
         }
         if !is_usable {
             self.status |= DeviceStatus::NEEDS_RESET;
@@ -177,4 +178,16 @@ impl Core {
             *vector = NO_VECTOR;
         }
     }
+}
+
+/// Whether every byte of a queue's rings (§2.7.5, §2.7.6, §2.7.8) is RAM. virtio-queue looks at the byte behind each
+/// ring only: it would accept one with a hole in it, and refuse one that ends where RAM does.
+fn has_rings_in(memory: &GuestMemory, queue: &Queue) -> bool {
+    let size = usize::from(queue.size());
+    let rings = [
+        (queue.desc_table(), 16 * size),
+        (queue.avail_ring(), 6 + 2 * size),
+        (queue.used_ring(), 6 + 8 * size),
+    ];
+    rings.into_iter().all(|(start, len)| memory.check_range(GuestAddress(start), len))
 }

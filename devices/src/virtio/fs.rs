@@ -4,7 +4,6 @@
 //! length (Linux up to 7.0 reads a used length of 0 as success); one request allocates a bounded amount; and an
 //! opcode that fuse-backend-rs does not know never reaches it.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
@@ -12,9 +11,11 @@ use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
 use virtio_queue::Queue;
-use vm_memory::ByteValued;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{ByteValued, Bytes};
 
 use crate::GuestMemory;
+use crate::virtio::core::MAX_QUEUE_SIZE;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::queue::{Chain, QueueError, Served, serve_chains};
 
@@ -32,12 +33,15 @@ pub const MAX_TAG_LEN: usize = 36;
 const QUEUE_SIZES: [u16; 2] = [128, 128];
 const REQUEST_QUEUES: u32 = 1;
 
-const IN_HEADER_LEN: usize = size_of::<InHeader>();
 const OUT_HEADER_LEN: u32 = 16;
 const _: () = assert!(OUT_HEADER_LEN as usize == size_of::<OutHeader>());
 
 /// Longest request: the server's limit for a message and its header page. Longer ones are refused unread.
 const MAX_REQUEST_LEN: u64 = MAX_BUFFER_SIZE as u64 + 4096;
+
+/// Longest chain in descriptors, more than any driver makes (§2.7.5.3.1: no longer than its queue). An indirect table
+/// could hold 65535, and the server's work for each part of a request grows with their number.
+const MAX_CHAIN_LEN: usize = MAX_QUEUE_SIZE as usize;
 
 /// Whether a device may change its files; a read-only one answers EROFS even to opcodes that the server lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +131,7 @@ struct Requests<'a, F: FileSystem + Send + Sync> {
 impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
     /// Handles one chain; returns its used length.
     fn handle(&self, chain: Chain<'a>) -> u32 {
-        let Some(header) = self.in_header(&chain) else {
+        let Some(header) = self.in_header(chain.clone()) else {
             self.counters.count_malformed();
             return self.reply_error(chain, 0, errno::EIO);
         };
@@ -164,35 +168,58 @@ impl<'a, F: FileSystem + Send + Sync> Requests<'a, F> {
         }
     }
 
-    /// Has the server handle the request; `None` when it wrote no reply.
+    /// Has the server handle the request; `None` when it wrote no reply, or the chain is none that a driver may make.
     fn dispatch(&self, chain: Chain<'a>) -> Option<usize> {
+        let (mut descriptors, mut request_len) = (0, 0);
+        for descriptor in chain.clone().take(MAX_CHAIN_LEN + 1) {
+            descriptors += 1;
+            request_len += if descriptor.is_write_only() { 0 } else { u64::from(descriptor.len()) };
+        }
+        if descriptors > MAX_CHAIN_LEN || request_len > MAX_REQUEST_LEN {
+            return None;
+        }
         let reader = Reader::from_descriptor_chain(self.memory, chain.clone()).ok()?;
         let writer = VirtioFsWriter::new(self.memory, chain).ok()?;
         self.server.handle_message(reader, Writer::VirtioFs(writer), None, None).ok()
     }
 
-    /// The request's header; `None` when the chain holds none, is longer than any request, or lies outside of RAM.
-    fn in_header(&self, chain: &Chain<'a>) -> Option<InHeader> {
-        let len: u64 = chain.clone().readable().map(|descriptor| u64::from(descriptor.len())).sum();
-        if len < IN_HEADER_LEN as u64 || len > MAX_REQUEST_LEN {
-            return None;
+    /// The request's header; `None` when the chain holds none, or it lies outside of RAM.
+    fn in_header(&self, chain: Chain<'a>) -> Option<InHeader> {
+        let mut header = InHeader::default();
+        let mut rest = header.as_mut_slice();
+        for descriptor in chain.take(MAX_CHAIN_LEN).filter(|descriptor| !descriptor.is_write_only()) {
+            let (part, behind) = rest.split_at_mut(in_both(&descriptor, rest.len()));
+            self.memory.read_slice(part, descriptor.addr()).ok()?;
+            rest = behind;
+            if rest.is_empty() {
+                return Some(header);
+            }
         }
-        let mut reader = Reader::from_descriptor_chain(self.memory, chain.clone()).ok()?;
-        reader.read_obj().ok()
+        None
     }
 
     /// Writes a bare header with `errno` (0: success); returns the used length, 0 where there is no room for one.
     fn reply_error(&self, chain: Chain<'a>, unique: u64, errno: i32) -> u32 {
         let header = OutHeader { len: OUT_HEADER_LEN, error: -errno, unique };
-        let written = VirtioFsWriter::new(self.memory, chain)
-            .is_ok_and(|mut writer| writer.write_all(header.as_slice()).is_ok());
-        if written {
-            header.len
-        } else {
-            self.counters.count_no_room();
-            0
+        let mut rest = header.as_slice();
+        for descriptor in chain.take(MAX_CHAIN_LEN).filter(Descriptor::is_write_only) {
+            let (part, behind) = rest.split_at(in_both(&descriptor, rest.len()));
+            if self.memory.write_slice(part, descriptor.addr()).is_err() {
+                break;
+            }
+            rest = behind;
+            if rest.is_empty() {
+                return header.len;
+            }
         }
+        self.counters.count_no_room();
+        0
     }
+}
+
+/// As many bytes as the descriptor has, `len` at most.
+fn in_both(descriptor: &Descriptor, len: usize) -> usize {
+    usize::try_from(descriptor.len()).unwrap_or(usize::MAX).min(len)
 }
 
 /// The Linux errno values that FUSE replies carry, whatever the host.

@@ -21,8 +21,9 @@ pub struct Served {
     pub has_more: bool,
 }
 
-/// How many chains one call serves at most, so that a driver that never stops cannot keep a thread.
-const MAX_CHAINS: u16 = 1024;
+/// How many chains one call serves at most, so that a driver that never stops cannot keep a thread: one request may
+/// take some milliseconds (a thousand descriptors, 1 MiB), and signals wait for the same thread.
+const MAX_CHAINS: u16 = 64;
 
 /// Hands each available chain to `handle`, which returns the number of bytes it wrote (the used length).
 ///
