@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Invariants:
-//! 1. A published [`generation`] never changes; a guest sees one whole generation, and an update is visible at
+//! 1. A published generation never changes; a guest sees one whole generation, and an update is visible at
 //!    a single point, the answer to LOOKUP of `..data`.
 //! 2. The host directory is asked before a name at a volume's top level is answered, so that an open that
 //!    starts after the host's rename(2) has returned never gets older content. Content that cannot be loaded

@@ -309,6 +309,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::tests::host::temporary_directory;
 
     fn source_of(directory: &tempfile::TempDir) -> Source {
         Source { path: directory.path().into(), max_size_bytes: 1000 }
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn change_that_moves_no_timestamp_is_seen_while_the_clock_may_not_have_ticked() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = temporary_directory();
         fs::write(directory.path().join("token"), "1").unwrap();
         let source = source_of(&directory);
         let old = source.load().unwrap();
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn directory_left_alone_settles_and_is_not_read_again() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = temporary_directory();
         fs::write(directory.path().join("token"), "1").unwrap();
         let source = source_of(&directory);
         let mut snapshot = source.load().unwrap();
@@ -375,7 +376,7 @@ mod tests {
 
     #[test]
     fn plain_snapshot_is_of_one_moment() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = temporary_directory();
         let publish = |name: &str, number: u64| {
             let temporary = directory.path().join("temporary");
             fs::write(&temporary, number.to_string()).unwrap();

@@ -5,7 +5,7 @@ mod atomic_writer;
 mod attributes;
 mod bad_input;
 mod guest;
-mod host;
+pub(crate) mod host;
 mod logged;
 mod plain;
 mod pressure;

@@ -1,5 +1,6 @@
 //! The host's side: a directory, and a writer that does what kubelet's AtomicWriter does.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
@@ -13,6 +14,11 @@ use crate::{ProjectedFs, Volume, VolumeSpec};
 /// Files by path.
 pub(super) type Payload<'a> = [(&'a str, &'a [u8])];
 
+/// A directory in memory where there is one, as kubelet's are: the tests write thousands of files.
+pub(crate) fn temporary_directory() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
 /// An AtomicWriter volume.
 pub(super) struct Writer {
     directory: TempDir,
@@ -22,7 +28,7 @@ pub(super) struct Writer {
 impl Writer {
     /// A volume whose first payload is published.
     pub(super) fn with(payload: &Payload) -> Self {
-        let writer = Self { directory: TempDir::new().unwrap(), serial: AtomicU64::new(0) };
+        let writer = Self { directory: temporary_directory(), serial: AtomicU64::new(0) };
         writer.publish(payload);
         writer
     }
@@ -75,7 +81,7 @@ impl Writer {
 
     fn fix_links(&self, payload: &Payload) {
         let first = |path: &str| path.split('/').next().unwrap().to_owned();
-        let wanted: Vec<String> = payload.iter().map(|(path, _)| first(path)).collect();
+        let wanted: HashSet<String> = payload.iter().map(|(path, _)| first(path)).collect();
         for name in &wanted {
             let _ = symlink(format!("..data/{name}"), self.path().join(name));
         }
@@ -99,7 +105,7 @@ pub(super) fn write_files(directory: &Path, payload: &Payload) {
 
 /// A directory without `..data`.
 pub(super) fn plain_directory(payload: &Payload) -> TempDir {
-    let directory = TempDir::new().unwrap();
+    let directory = temporary_directory();
     write_files(directory.path(), payload);
     directory
 }

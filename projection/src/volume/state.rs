@@ -424,3 +424,17 @@ pub(crate) fn held(nodes: &Nodes, id: u64) -> io::Result<(Arc<Node>, Owner)> {
 pub(crate) fn errno(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_name_still_is_a_possible_name() {
+        assert_eq!(numbered(b"..x", 0), b"..x");
+        assert_eq!(numbered(b"..x", 12), b"..x~12");
+        let longest = [b'x'; MAX_NAME_BYTES];
+        assert_eq!(numbered(&longest, 7).len(), MAX_NAME_BYTES);
+        assert!(numbered(&longest, 7).ends_with(b"x~7"));
+    }
+}
