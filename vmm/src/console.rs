@@ -1,7 +1,7 @@
 //! Laterna's own terminal as the guest's serial line: raw mode, the escape sequence, output that stops can interrupt.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
@@ -73,7 +74,7 @@ impl Write for OutputWriter {
             let waited = poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None);
             if waited.is_ok() {
                 match rustix::io::write(fd, bytes) {
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                    Err(Errno::INTR | Errno::AGAIN) => {}
                     other => return Ok(other?),
                 }
             }
@@ -126,12 +127,11 @@ impl Stdin {
     pub fn read(&mut self, capacity: usize) -> Input {
         let mut bytes = [0; 64];
         let Some(buffer) = bytes.get_mut(..capacity.min(64)) else { return Input::Bytes(Vec::new()) };
-        match io::stdin().lock().read(buffer) {
+        // Not by std's Stdin: it would read ahead, and nothing would say that its buffer has more.
+        match rustix::io::read(rustix::stdio::stdin(), &mut *buffer) {
             Ok(0) => Input::End,
             Ok(len) => self.filter(buffer.get(..len).unwrap_or_default()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-                Input::Bytes(Vec::new())
-            }
+            Err(Errno::INTR | Errno::AGAIN) => Input::Bytes(Vec::new()),
             Err(_) => Input::End,
         }
     }
