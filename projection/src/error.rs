@@ -4,6 +4,7 @@
 //! No variant carries file content.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -113,14 +114,12 @@ pub enum Error {
         limit: usize,
     },
     /// The directory changed during every attempt to read it.
-    #[error(
-        "{path:?} changed during each of {attempts} attempts to read it; publish less often or through an AtomicWriter"
-    )]
+    #[error("{path:?} keeps changing while it is read, for {given_up_after:?} now; publish it less often")]
     KeepsChanging {
         /// The volume.
         path: PathBuf,
-        /// How often it was tried.
-        attempts: usize,
+        /// How long it was tried.
+        given_up_after: Duration,
     },
     /// A name that cannot be a child of the synthetic root.
     #[error(

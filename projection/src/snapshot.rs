@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -29,9 +30,10 @@ const DATA_LINK_TEMPORARY: &[u8] = b"..data_tmp";
 /// What the target of a writer's link begins with; the rest is the link's own name.
 pub(crate) const WRITER_LINK_PREFIX: &[u8] = b"..data/";
 
-/// How often reading is begun anew because the directory changed meanwhile. Each time means a whole update
-/// by the writer within one read, so even a few in a row are rare.
-const MAX_ATTEMPTS: usize = 64;
+/// How long reading is begun anew because the directory changed meanwhile, and how often at least. Each time
+/// means a whole update by the writer within one read, so even a few in a row are rare.
+const GIVE_UP_AFTER: Duration = Duration::from_millis(500);
+const MIN_ATTEMPTS: usize = 8;
 
 /// An entry of the host's tree with what was read from it.
 #[derive(Debug, Clone)]
@@ -182,7 +184,7 @@ impl Source {
             Observed::Changed(snapshot) => Ok(*snapshot),
             // Both need an earlier snapshot.
             Observed::Unchanged | Observed::Lost(_) => {
-                Err(Error::KeepsChanging { path: self.path.clone(), attempts: 0 })
+                Err(Error::KeepsChanging { path: self.path.clone(), given_up_after: Duration::ZERO })
             }
         }
     }
@@ -192,7 +194,10 @@ impl Source {
     /// # Errors
     /// The directory differs and cannot be read (or, without an earlier snapshot, is not there).
     pub(crate) fn observe(&self, last: Option<&Snapshot>) -> Result<Observed, Error> {
-        for _ in 0..MAX_ATTEMPTS {
+        let started = Instant::now();
+        let mut attempts = 0;
+        while attempts < MIN_ATTEMPTS || started.elapsed() < GIVE_UP_AFTER {
+            attempts += 1;
             let root = match open_volume(&self.path) {
                 Ok(root) => root,
                 Err(cause @ (Errno::NOENT | Errno::NOTDIR)) if last.is_some() => {
@@ -209,7 +214,7 @@ impl Source {
                 return Ok(observed);
             }
         }
-        Err(Error::KeepsChanging { path: self.path.clone(), attempts: MAX_ATTEMPTS })
+        Err(Error::KeepsChanging { path: self.path.clone(), given_up_after: GIVE_UP_AFTER })
     }
 
     /// Reads `..data` and checks that it is what an AtomicWriter makes; `None` when there is none.
@@ -237,12 +242,14 @@ impl Source {
         if loaded.is_some_and(|last| verify::is_unchanged_at(root, &target, &last.tree)) {
             return Ok(Some(Observed::Unchanged));
         }
-        let attempt = Loader::new(self, None).atomic_writer(root, &target);
+        let mut loader = Loader::new(self, None);
+        let tree = loader.published_directory(root, &target);
         // The writer begins to remove a directory only after it has renamed the link away from it. So what was
         // read is complete exactly when the link still names it; and a failure is real only then.
         if !matches!(read_link(root, DATA_LINK), Ok(now) if now == target) {
             return Ok(None);
         }
+        let attempt = tree.and_then(|tree| loader.with_links(root, &target, tree));
         match (attempt, loaded) {
             // A writer only ever adds to or removes from a directory that is not published.
             (Ok(snapshot), Some(last))

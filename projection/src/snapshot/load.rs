@@ -65,17 +65,26 @@ impl<'a> Loader<'a> {
         Self { source, last, len_bytes: 0, entry_count: 0, started, is_settled: true }
     }
 
-    /// Reads the directory that `..data` names, and the links beside it.
-    pub(super) fn atomic_writer(mut self, root: &OwnedFd, target: &[u8]) -> Result<Snapshot, LoadError> {
-        let path = join(&self.source.path, target);
-        let fd = match open_directory(root, target) {
+    /// Reads the directory that `..data` names. The caller finds out whether it was whole all the time.
+    pub(super) fn published_directory(&mut self, root: &OwnedFd, name: &[u8]) -> Result<HostNode, LoadError> {
+        let path = join(&self.source.path, name);
+        let fd = match open_directory(root, name) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Err(LoadError::Missing),
             Err(cause) => return Err(refused_read(&path, cause)),
         };
-        let tree = self.directory(Place { fd, path: &path, depth: 1, last: None })?;
+        self.directory(Place { fd, path: &path, depth: 1, last: None })
+    }
+
+    /// Adds the links beside a published directory that has been read.
+    pub(super) fn with_links(
+        self,
+        root: &OwnedFd,
+        name: &[u8],
+        tree: HostNode,
+    ) -> Result<Snapshot, LoadError> {
         let (links, ignored) = self.writer_links(root)?;
-        let layout = Layout::AtomicWriter { directory_name: target.to_vec(), links, ignored };
+        let layout = Layout::AtomicWriter { directory_name: name.to_vec(), links, ignored };
         self.snapshot(root, layout, tree)
     }
 

@@ -178,6 +178,13 @@ fn entries_and_depth_are_limited() {
 }
 
 #[test]
+fn directory_that_never_holds_still_is_refused() {
+    // Files that are longer than they say are, each time they are read.
+    let error = refusal(Path::new("/proc/sys/kernel/random"), "/proc/sys/kernel/random");
+    assert!(matches!(error, Error::KeepsChanging { .. }), "{error}");
+}
+
+#[test]
 fn names_are_escaped_in_messages() {
     let directory = plain_directory(&[]);
     let name = "new\nline\u{1b}[2J";
