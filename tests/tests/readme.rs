@@ -8,7 +8,8 @@ const README: &str = include_str!("../../README.md");
 
 /// The code block that is marked with `mark`.
 fn block(mark: &str) -> Result<&'static str> {
-    let (_, rest) = README.split_once(&format!("```sh {mark}\n")).with_context(|| format!("No block {mark}"))?;
+    let (_, rest) =
+        README.split_once(&format!("```sh {mark}\n")).with_context(|| format!("No block {mark}"))?;
     Ok(rest.split_once("```").context("An endless block")?.0)
 }
 
