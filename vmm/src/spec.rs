@@ -19,7 +19,7 @@ const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// The wanted machine.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
-    /// Kernel image: bzImage, or ELF with PVH note.
+    /// Kernel image: bzImage, or ELF with PVH note. Empty when there is none, which is a mistake named elsewhere.
     pub kernel: PathBuf,
     /// Initial RAM file system.
     pub initramfs: Option<PathBuf>,
@@ -150,18 +150,19 @@ impl VmSpec {
     }
 
     fn image_mistakes(&self) -> Vec<String> {
-        let image = Image::open(&self.kernel);
         let initramfs_len = self.initramfs.as_deref().map_or(Ok(0), initramfs::len_bytes);
-        let mut mistakes: Vec<_> = [image.as_ref().err(), initramfs_len.as_ref().err()]
-            .into_iter()
-            .flatten()
-            .map(ToString::to_string)
-            .collect();
-        if let Ok(image) = image
-            && self.memory_bytes >= MIN_MEMORY_BYTES
-        {
-            let fits = image.check_ram(self.memory_bytes, initramfs_len.unwrap_or(0));
-            mistakes.extend(fits.err().map(|error| error.to_string()));
+        let mut mistakes: Vec<_> =
+            initramfs_len.as_ref().err().map(ToString::to_string).into_iter().collect();
+        if self.kernel.as_os_str().is_empty() {
+            return mistakes;
+        }
+        match Image::open(&self.kernel) {
+            Ok(image) if self.memory_bytes >= MIN_MEMORY_BYTES => {
+                let fits = image.check_ram(self.memory_bytes, initramfs_len.unwrap_or(0));
+                mistakes.extend(fits.err().map(|error| error.to_string()));
+            }
+            Ok(_) => {}
+            Err(error) => mistakes.push(error.to_string()),
         }
         mistakes
     }

@@ -36,11 +36,11 @@ Example:
 /// The kernel is a bzImage or an ELF with PVH note. Each projected directory is seen in the guest over virtio-fs; a
 /// file opened there after a rotation on the host never shows the old content.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(override_usage = "laterna run --kernel <FILE> [OPTIONS]", after_help = EXIT_CODES)]
 pub(super) struct RunArguments {
-    /// Kernel image.
+    /// Kernel image (required).
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Initial RAM file system.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
@@ -126,8 +126,11 @@ impl RunArguments {
             let parsed = parse_projected(text).map(|spec| projected.push(spec));
             checked("--projected", text, parsed);
         }
+        if self.kernel.is_none() {
+            mistakes.push("--kernel FILE is missing; give a bzImage, or an ELF with PVH note".to_owned());
+        }
         VmSpec {
-            kernel: self.kernel,
+            kernel: self.kernel.unwrap_or_default(),
             initramfs: self.initramfs,
             cmdline: self.cmdline,
             cpus,
