@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use log::Level;
 use projection::{DEFAULT_MAX_SIZE_BYTES, Ownership, VolumeSpec};
 
 use super::{FAILURE, USAGE};
+use crate::lifecycle::ExitReason;
 use crate::spec::{Exposure, OnReboot, ProjectedSpec, SerialSpec, VmSpec};
 use crate::{machine, units};
 
@@ -84,13 +86,21 @@ pub(super) fn run(arguments: RunArguments, adjust: impl FnOnce(&mut VmSpec)) -> 
     }
     match machine::run(&spec) {
         Ok(reason) => {
-            log::info!("{reason}");
+            log::log!(level_of(&reason), "{reason}");
             reason.code()
         }
         Err(error) => {
             log::error!("{error}");
             FAILURE
         }
+    }
+}
+
+fn level_of(reason: &ExitReason) -> Level {
+    match reason {
+        ExitReason::PowerOff | ExitReason::Reset => Level::Info,
+        ExitReason::Panic | ExitReason::TripleFault | ExitReason::Stopped => Level::Warn,
+        ExitReason::KvmFailure(_) => Level::Error,
     }
 }
 
@@ -123,8 +133,9 @@ impl RunArguments {
         checked("--shutdown-grace", &self.shutdown_grace, units::parse_into(&mut shutdown_grace, parsed));
         let mut projected = Vec::new();
         for text in &self.projected {
-            let parsed = parse_projected(text).map(|spec| projected.push(spec));
-            checked("--projected", text, parsed);
+            let (spec, flaws) = parse_projected(text);
+            projected.extend(spec);
+            checked("--projected", text, if flaws.is_empty() { Ok(()) } else { Err(flaws.join("; ")) });
         }
         if self.kernel.is_none() {
             mistakes.push("--kernel FILE is missing; give a bzImage, or an ELF with PVH note".to_owned());
@@ -169,17 +180,13 @@ fn parse_grace(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds.into()))
 }
 
-/// Parses `tag=NAME|name=NAME,path=DIR[,uid=N,gid=N,mode=OCTAL,max-size=SIZE]`; all its mistakes in one line.
-fn parse_projected(text: &str) -> Result<ProjectedSpec, String> {
+/// Parses `tag=NAME|name=NAME,path=DIR[,uid=N,gid=N,mode=OCTAL,max-size=SIZE]` into what can be understood of it, to be
+/// checked further, and all that is wrong with it.
+fn parse_projected(text: &str) -> (Option<ProjectedSpec>, Vec<String>) {
     let mut fields = ProjectedFields::default();
-    let mut mistakes = Vec::new();
-    for pair in text.split(',') {
-        if let Err(mistake) = fields.set(pair) {
-            mistakes.push(mistake);
-        }
-    }
+    let mut mistakes: Vec<_> = text.split(',').filter_map(|pair| fields.set(pair).err()).collect();
     let spec = fields.finish(&mut mistakes);
-    spec.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.join("; "))
+    (spec, mistakes)
 }
 
 #[derive(Default)]

@@ -1,12 +1,12 @@
 use super::*;
 
 fn mistake(text: &str) -> String {
-    parse_projected(text).unwrap_err()
+    parse_projected(text).1.join("; ")
 }
 
 #[test]
 fn projected_takes_all_its_keys() {
-    let spec = parse_projected("name=a,path=/d,uid=5,gid=6,mode=0440,max-size=1M").unwrap();
+    let spec = parse_projected("name=a,path=/d,uid=5,gid=6,mode=0440,max-size=1M").0.unwrap();
     assert_eq!(spec.exposure, Exposure::Name("a".to_owned()));
     assert_eq!(spec.volume.path, PathBuf::from("/d"));
     assert_eq!(spec.volume.max_size_bytes, 1 << 20);
@@ -16,7 +16,7 @@ fn projected_takes_all_its_keys() {
 
 #[test]
 fn direct_boot_shows_root_as_the_owner_and_the_files_own_mode() {
-    let ownership = parse_projected("tag=t,path=/d").unwrap().volume.ownership;
+    let ownership = parse_projected("tag=t,path=/d").0.unwrap().volume.ownership;
     assert_eq!((ownership.uid, ownership.gid, ownership.mode), (Some(0), Some(0), None));
 }
 
@@ -34,6 +34,12 @@ fn every_mistake_of_one_value_is_named() {
     ] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
+    let (spec, mistakes) = parse_projected("tag=t,path=/d,colour=red");
+    assert_eq!(
+        (spec.unwrap().volume.path, mistakes.len()),
+        (PathBuf::from("/d"), 1),
+        "the rest is checked, too"
+    );
     assert!(mistake("").contains("no key=value"));
     assert!(mistake("tag=t,path=").contains("path= is empty"));
 }
