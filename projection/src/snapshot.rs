@@ -312,6 +312,7 @@ fn join(directory: &Path, name: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::symlink;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
@@ -361,6 +362,22 @@ mod tests {
         // The control: this is what looking at timestamps alone would say.
         let settled = with_attributes_of(old, &new, true);
         assert!(matches!(source.observe(Some(&settled)).unwrap(), Observed::Unchanged));
+    }
+
+    #[test]
+    fn directory_that_the_link_has_left_is_never_taken_for_whole() {
+        let directory = temporary_directory();
+        for name in ["..old", "..new"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        symlink("..new", directory.path().join("..data")).unwrap();
+        let source = source_of(&directory);
+        let root = open_volume(directory.path()).unwrap();
+        let observe = |name: &[u8]| source.observe_atomic_writer(&root, name.to_vec(), None).unwrap();
+        // As when the rename and the first removals come between reading the link and reading the directory.
+        assert!(observe(b"..old").is_none());
+        assert!(observe(b"..gone").is_none());
+        assert!(matches!(observe(b"..new"), Some(Observed::Changed(_))));
     }
 
     #[test]
