@@ -320,10 +320,13 @@ impl Vm {
     }
 
     /// An error with the last of what the guest and `laterna` said.
-    fn stuck(&self, what: &str) -> anyhow::Error {
+    #[must_use]
+    pub fn stuck(&self, what: &str) -> anyhow::Error {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or(" gone");
         let (console, log) = (self.console.tail(), self.log.tail());
         anyhow::anyhow!(
-            "{what}.\n--- the console's last lines ---\n{console}\n--- laterna's last lines ---\n{log}"
+            "{what}.\n--- the console's last lines ---\n{console}\n--- laterna's last lines (its state:{state}) ---\n{log}"
         )
     }
 }

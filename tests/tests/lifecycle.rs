@@ -44,6 +44,13 @@ fn reboot_ends_the_vm_when_told_to_exit() -> Result<()> {
     Ok(())
 }
 
+/// A stock kernel on hardware-reduced ACPI tries EFI and then the BIOS, unless it is told this.
+#[test]
+fn reboot_by_the_acpi_register_ends_the_vm_when_told_to_exit() -> Result<()> {
+    assert_eq!(exit_after(Vm::builder().append("reboot=acpi"), "guest-tool reboot")?, RESET);
+    Ok(())
+}
+
 #[test]
 fn reboot_boots_again_when_told_to_reset() -> Result<()> {
     let mut vm = booted(Vm::builder().cpus(2).arguments(["--on-reboot", "reset"]))?;

@@ -111,7 +111,7 @@ fn vm_tests(filter: Option<&str>) -> Result<Tally> {
     for program in &programs {
         step(&format!("VM tests: {}", program.name));
         // One at a time: the machine is small, and each test wants a VM of its own.
-        let mut arguments = vec!["--test-threads=1".to_owned()];
+        let mut arguments = vec!["--test-threads=1".to_owned(), "--show-output".to_owned()];
         arguments.extend(filter.filter(|filter| *filter != program.name).map(str::to_owned));
         total.add(machine.run(program, &arguments)?);
     }

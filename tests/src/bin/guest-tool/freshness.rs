@@ -6,6 +6,7 @@
 
 use super::pagemap::Pagemap;
 use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -64,9 +65,11 @@ pub(crate) fn read_loop(volume: &str, files: &[&str]) -> Result<()> {
     let pagemap = Pagemap::open()?;
     let address = *pagemap.physical_addresses(&page.0)?.first().context("No page")?;
     println!("{}", serde_json::to_string(&Announcement { address, magic })?);
+    let floor = Floor::new(&page);
     let threads = thread::available_parallelism()?.get();
     let reports = thread::scope(|scope| {
-        let reader = || Reader { page: &page, volume, report: Report::default() }.run(first, second);
+        let reader = || Reader { floor: &floor, volume, report: Report::default() }.run(first, second);
+        scope.spawn(|| floor.watch());
         let readers = (0..threads).map(|_| scope.spawn(reader)).collect::<Vec<_>>();
         readers.into_iter().map(|r| r.join().unwrap_or_default()).collect::<Vec<_>>()
     });
@@ -87,41 +90,36 @@ fn random() -> Result<[u8; 8]> {
 }
 
 struct Reader<'a> {
-    page: &'a Page,
+    floor: &'a Floor<'a>,
     volume: &'a str,
     report: Report,
 }
 
 impl Reader<'_> {
     fn run(mut self, first: &str, second: &str) -> Report {
-        let mut seen = Floor { value: 0, looked: Instant::now(), rose_after: None };
-        while self.page.word(STOP).load(Ordering::SeqCst) == 0 {
+        while self.floor.page.word(STOP).load(Ordering::SeqCst) == 0 {
             for file in [first, second] {
-                let is_close = seen.look(self.page);
+                let floor = self.floor.look();
                 let read = read_by_path(&format!("{}/{file}", self.volume));
-                self.count(read, seen.value, is_close);
+                self.count(read, floor);
             }
-            let is_close = seen.look(self.page);
+            let floor = self.floor.look();
             let pair = read_pair(self.volume, first, second);
             if let Ok((Some(one), Some(two))) = &pair
                 && one != two
             {
                 self.report.torn += 1;
             }
-            self.count(
-                pair.map(|(one, two)| one.zip(two).map(|(one, two)| one.min(two))),
-                seen.value,
-                is_close,
-            );
+            self.count(pair.map(|(one, two)| one.zip(two).map(|(one, two)| one.min(two))), floor);
         }
         self.report
     }
 
     /// `sequence` is none for a file that is itself torn.
-    fn count(&mut self, sequence: std::io::Result<Option<u64>>, floor: u64, is_close: bool) {
+    fn count(&mut self, sequence: std::io::Result<Option<u64>>, (floor, is_close): (u64, bool)) {
         self.report.reads += 1;
         self.report.close_reads += u64::from(is_close);
-        self.page.word(READS).fetch_add(1, Ordering::SeqCst);
+        self.floor.page.word(READS).fetch_add(1, Ordering::SeqCst);
         match sequence {
             Ok(Some(sequence)) if sequence < floor => {
                 self.report.stale += 1;
@@ -138,25 +136,43 @@ impl Reader<'_> {
     }
 }
 
-/// What a reader knows about the floor.
-struct Floor {
+/// What all readers together know about the floor.
+struct Floor<'a> {
+    page: &'a Page,
+    state: Mutex<FloorState>,
+}
+
+struct FloorState {
     value: u64,
     looked: Instant,
     /// The last time at which the floor had not yet risen to `value`.
     rose_after: Option<Instant>,
 }
 
-impl Floor {
-    /// Takes the floor; says whether it certainly rose less than [`CLOSE`] before.
-    fn look(&mut self, page: &Page) -> bool {
-        let value = page.floor();
+impl<'a> Floor<'a> {
+    fn new(page: &'a Page) -> Self {
+        Self { page, state: Mutex::new(FloorState { value: 0, looked: Instant::now(), rose_after: None }) }
+    }
+
+    /// The floor, and whether it certainly rose less than [`CLOSE`] before.
+    fn look(&self) -> (u64, bool) {
+        let mut state = self.state.lock();
+        let value = self.page.floor();
         let now = Instant::now();
-        if value > self.value {
-            self.rose_after = Some(self.looked);
-            self.value = value;
+        if value > state.value {
+            state.rose_after = Some(state.looked);
+            state.value = value;
         }
-        self.looked = now;
-        self.rose_after.is_some_and(|rose| now.duration_since(rose) < CLOSE)
+        state.looked = now;
+        (value, state.rose_after.is_some_and(|rose| now.duration_since(rose) < CLOSE))
+    }
+
+    /// Looks often, so that the time at which the floor rises is known well, until the host says stop.
+    fn watch(&self) {
+        while self.page.word(STOP).load(Ordering::SeqCst) == 0 {
+            self.look();
+            thread::sleep(Duration::from_micros(500));
+        }
     }
 }
 
