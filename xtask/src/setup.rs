@@ -5,10 +5,11 @@ use anyhow::{Result, bail};
 use std::process::Command;
 
 /// A program that we run, the package that has it, what for.
-const NEEDED: [(&str, &str, &str); 4] = [
+const NEEDED: [(&str, &str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86", "the emulated KVM host"),
     ("xz", "xz-utils", "kernel modules"),
     ("zstd", "zstd", "the ELF kernel inside the stock image"),
+    ("g++", "g++", "the fuzz targets"),
     ("dpkg-deb", "dpkg", "Debian packages"),
 ];
 

@@ -81,8 +81,11 @@ fn unit_tests(filter: Option<&str>) -> Result<Tally> {
     step("Unit tests");
     let mut command = cargo();
     command.args(["test", "--no-fail-fast", "--lib", "--bins"]);
-    command
-        .args(["vmm", "devices", "projection", "xtask", "tests"].iter().flat_map(|name| ["--package", name]));
+    command.args(
+        ["vmm", "devices", "projection", "xtask", "tests", "fuzz"]
+            .iter()
+            .flat_map(|name| ["--package", name]),
+    );
     command.args(filter);
     tally_of(&mut command)
 }
