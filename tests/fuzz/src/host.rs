@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use arbitrary::Arbitrary;
@@ -27,6 +27,11 @@ pub(crate) enum Change {
     PublishTooMuch,
     /// The published directory goes, as when the pod ends.
     Empty,
+    /// The mode of the published `token` changes, its content does not.
+    Chmod {
+        /// Whether others may read it.
+        is_public: bool,
+    },
     /// Files without `..data`.
     Plain {
         /// Length of `token`.
@@ -72,10 +77,15 @@ impl HostDirectory {
             Change::Publish { files } => (self.publish(&token, files), Some(token)),
             Change::PublishTooMuch => (self.publish(&[b'x'; 5000], 0), None),
             Change::Empty => (self.clear(), None),
+            Change::Chmod { is_public } => {
+                let mode = if is_public { 0o644 } else { 0o600 };
+                let changed =
+                    fs::set_permissions(self.path().join("token"), fs::Permissions::from_mode(mode));
+                (if self.token.is_some() { changed } else { Ok(()) }, self.token.take())
+            }
             Change::Plain { len } => {
                 let content = vec![b'p'; len.into()];
-                let written = self.clear().and_then(|()| fs::write(self.path().join("token"), &content));
-                (written, Some(content))
+                (self.write_plainly(&content), Some(content))
             }
         };
         published.expect("the host's directory can be written");
@@ -96,6 +106,13 @@ impl HostDirectory {
             }
         }
         Ok(())
+    }
+
+    fn write_plainly(&self, token: &[u8]) -> io::Result<()> {
+        self.clear()?;
+        fs::write(self.path().join("token"), token)?;
+        fs::create_dir(self.path().join("sub"))?;
+        fs::write(self.path().join("sub/key"), token)
     }
 
     /// The kubelet's order: directory, files, rename, links, old directory.

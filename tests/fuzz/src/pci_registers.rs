@@ -9,20 +9,24 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use devices::interrupt::MsiVector;
 use devices::pci::{HostBridge, PciFunction, PciRoot};
-use devices::testing::{RecordingDoorbells, RecordingVector, STATUS_FEATURES_OK, STATUS_LIVE, bar, common};
+use devices::testing::{
+    Descriptor, RecordingDoorbells, RecordingVector, STATUS_FEATURES_OK, STATUS_LIVE, bar, common,
+};
 use devices::virtio::VirtioDevice;
 use devices::virtio::fs::{Access, Fs, FsCounters};
 use devices::virtio::pci::{BAR_LEN, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::{BusDevice, GuestMemory};
 use projection::ProjectedFs;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio_fs::Width;
 
 const WINDOW: u64 = 0xc000_0000;
 const WINDOW_LEN: u64 = 0x3000_0000;
 const RAM_LEN: usize = 1 << 20;
+/// Where the first queue's rings are; the others' are 64 KiB further on each.
+const RINGS: [u64; 3] = [0x1000, 0x4000, 0x6000];
 const MAX_ACTIONS: usize = 200;
 
 /// One run.
@@ -43,6 +47,15 @@ enum Action {
     Capability {
         slot: u8,
         offset: u8,
+        access: Access64,
+    },
+    /// Through the access capability: what it selects, then its data.
+    Selected {
+        slot: u8,
+        bar: u8,
+        page: u8,
+        offset: u16,
+        len: u8,
         access: Access64,
     },
     /// Any access to the ports.
@@ -94,6 +107,12 @@ enum Action {
         device: bool,
         queue: u8,
     },
+    /// A chain for the entropy device, served.
+    Entropy {
+        address: u32,
+        len: u32,
+        flags: u8,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Arbitrary)]
@@ -120,6 +139,7 @@ struct Device {
 
 struct Run {
     devices: [Device; 2],
+    memory: GuestMemory,
     ports: Arc<dyn BusDevice>,
     window: Arc<dyn BusDevice>,
 }
@@ -181,7 +201,7 @@ impl Device {
         for queue in 0..self.queues {
             self.write_common(common::QUEUE_SELECT, &queue.to_le_bytes());
             self.write_common(common::QUEUE_MSIX_VECTOR, &queue.to_le_bytes());
-            for (ring, address) in (0..).zip([0x1000_u64, 0x4000, 0x6000]) {
+            for (ring, address) in (0..).zip(RINGS) {
                 let address = address + 0x1_0000 * u64::from(queue);
                 self.write_common(common::QUEUE_DESC + 8 * ring, &address.to_le_bytes());
             }
@@ -205,10 +225,10 @@ impl Run {
         let mut functions: Vec<Arc<dyn PciFunction>> = vec![Arc::new(HostBridge::new())];
         functions.extend(devices.iter().map(|device| Arc::clone(&device.function) as Arc<dyn PciFunction>));
         let root = PciRoot::new(functions);
-        let run = Self { devices, ports: root.ports(), window: root.window(WINDOW) };
+        let run = Self { devices, memory, ports: root.ports(), window: root.window(WINDOW) };
         for slot in [1, 2] {
             run.decode(slot, true);
-            let control = run.capability(slot, 0x11) + 3;
+            let control = run.msix_capability(slot) + 3;
             run.write_configuration(slot, control, &[0x80]);
         }
         run
@@ -223,6 +243,16 @@ impl Run {
             Action::Capability { slot, offset, access } => {
                 let offset = self.select(slot, 0x40_u8.saturating_add(offset % 0x70));
                 access.run(self.ports.as_ref(), offset);
+            }
+            Action::Selected { slot, bar, page, offset, len, access } => {
+                let slot = 1 + slot % 2;
+                let capability = self.access_capability(slot);
+                let offset = u32::from(page % 8) << 12 | u32::from(offset & 0xfff);
+                self.write_configuration(slot, capability + 4, &[bar % 3]);
+                self.write_configuration(slot, capability + 8, &offset.to_le_bytes());
+                self.write_configuration(slot, capability + 12, &u32::from(len % 10).to_le_bytes());
+                let data = self.select(slot, capability + 16);
+                access.run(self.ports.as_ref(), data);
             }
             Action::Port { offset, access } => access.run(self.ports.as_ref(), (offset % 12).into()),
             Action::Address { value } => self.ports.write(0, &value.to_le_bytes()),
@@ -255,7 +285,20 @@ impl Run {
             Action::Serve { device, queue } => {
                 self.devices[usize::from(device)].function.serve_queue((queue % 4).into());
             }
+            Action::Entropy { address, len, flags } => self.entropy(address, len, flags),
         }
+    }
+
+    /// Puts one chain into the rings that [`Device::bring_up`] gives the first device.
+    fn entropy(&self, address: u32, len: u32, flags: u8) {
+        let descriptor = Descriptor { address: address.into(), len, flags: (flags & 7).into(), next: 1 };
+        let index: u16 = self.memory.read_obj(GuestAddress(RINGS[1] + 2)).expect("a ring in RAM");
+        let slot = GuestAddress(RINGS[1] + 4 + 2 * u64::from(index % 64));
+        self.memory.write_slice(&descriptor.bytes(), GuestAddress(RINGS[0])).expect("a ring in RAM");
+        self.memory.write_obj(0_u16, slot).expect("a ring in RAM");
+        let next = index.wrapping_add(1);
+        self.memory.write_obj(next, GuestAddress(RINGS[1] + 2)).expect("a ring in RAM");
+        self.devices[0].function.serve_queue(0);
     }
 
     /// An access behind a device's BAR: through the window where it is there, else at the device itself.
@@ -292,17 +335,27 @@ impl Run {
         self.write_configuration(slot, 4, &[if is_on { 6 } else { 0 }]);
     }
 
-    /// The offset of the first capability with an ID, found as a driver finds it.
-    fn capability(&self, slot: u8, id: u8) -> u8 {
+    /// The offset of the MSI-X capability.
+    fn msix_capability(&self, slot: u8) -> u8 {
+        self.capability(slot, |[id, _next, _len, _cfg_type]| id == 0x11)
+    }
+
+    /// The offset of the configuration access capability (`VIRTIO_PCI_CAP_PCI_CFG`).
+    fn access_capability(&self, slot: u8) -> u8 {
+        self.capability(slot, |[id, _next, _len, cfg_type]| (id, cfg_type) == (0x09, 5))
+    }
+
+    /// The offset of a capability, found as a driver finds it.
+    fn capability(&self, slot: u8, is_wanted: impl Fn([u8; 4]) -> bool) -> u8 {
         let [mut offset] = self.read_configuration(slot, 0x34);
         for _ in 0..48 {
-            let [found, next] = self.read_configuration(slot, offset);
-            if found == id {
+            let head: [u8; 4] = self.read_configuration(slot, offset);
+            if is_wanted(head) {
                 return offset;
             }
-            offset = next;
+            offset = head[1];
         }
-        panic!("no capability {id:#x} in slot {slot}");
+        panic!("a capability of slot {slot} is gone");
     }
 
     fn finish(&self) {
@@ -314,7 +367,7 @@ impl Run {
             assert_eq!(u32::from_le_bytes(data), identity, "slot {slot}");
         }
         for slot in [1, 2] {
-            assert!(self.capability(slot, 0x11) > 0x40);
+            assert!(self.msix_capability(slot) > self.access_capability(slot));
         }
         for device in &self.devices {
             device.bring_up();

@@ -18,8 +18,9 @@ use projection::ProjectedFs;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::host::{Change, HostDirectory};
-use guest::Guest;
+use guest::{Guest, Node};
 pub use request::Request;
+use request::{Offset, Size};
 
 const EVENT_IDX: u64 = 1 << 29;
 const RAM_LEN: usize = 4 << 20;
@@ -42,8 +43,17 @@ pub struct Input {
 enum Action {
     /// A proper chain with a FUSE request, right or wrong.
     Request(Request),
-    /// Another one.
-    RequestAgain(Request),
+    /// What a kernel does to open a file, so that its nodes can be used.
+    Walk {
+        path: u8,
+    },
+    /// What a kernel does to list a directory.
+    List {
+        node: Node,
+        offset: Offset,
+        size: Size,
+        is_released: bool,
+    },
     /// Any chain of descriptors.
     Chain {
         queue: Queue,
@@ -242,10 +252,14 @@ impl Run {
 
     fn act(&mut self, action: &Action) {
         match action {
-            Action::Request(request) | Action::RequestAgain(request) if self.is_intact => {
+            Action::Request(request) if self.is_intact => {
                 self.send(request);
             }
-            Action::Request(_) | Action::RequestAgain(_) => self.serve(1),
+            Action::Walk { path } if self.is_intact => self.walk(*path),
+            Action::List { node, offset, size, is_released } if self.is_intact => {
+                self.list(*node, *offset, *size, *is_released);
+            }
+            Action::Request(_) | Action::Walk { .. } | Action::List { .. } => self.serve(1),
             Action::Chain { queue, head, descriptors } => self.chain(*queue, *head, descriptors),
             Action::Scribble { queue, offset, bytes } => self.scribble(queue.index(), *offset, *bytes),
             Action::AvailableIndex { queue, index } => {

@@ -13,8 +13,9 @@ const MAX_LEARNT: usize = 256;
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub(super) enum Node {
     Root,
-    /// One that a LOOKUP gave.
+    /// One that a LOOKUP gave, and the last one.
     Learnt(u8),
+    Last,
     Any(u64),
 }
 
@@ -73,6 +74,7 @@ impl Guest {
         match node {
             Node::Root => ROOT,
             Node::Learnt(which) => pick(&self.nodes, which).unwrap_or(ROOT),
+            Node::Last => self.nodes.last().copied().unwrap_or(ROOT),
             Node::Any(node) => node,
         }
     }
@@ -128,17 +130,47 @@ impl Run {
         Some(u64::from_le_bytes(entry.get(..8)?.try_into().ok()?))
     }
 
-    /// Opens and reads `token` as a kernel does that has nothing cached.
-    pub(super) fn read_token(&mut self) -> Option<Vec<u8>> {
+    /// Follows a path as a kernel does that has nothing cached.
+    fn follow(&mut self, path: &str) -> Option<u64> {
         let volume = if self.is_shared { self.look_up(ROOT, VOLUME.as_bytes())? } else { ROOT };
-        let mut token = self.look_up(volume, b"token")?;
-        if let Some(target) = self.ask(Operation::ReadLink { node: Node::Any(token) }) {
-            assert_eq!(target, b"..data/token");
+        let mut names = path.split('/');
+        let first = names.next()?;
+        let mut node = self.look_up(volume, first.as_bytes())?;
+        if let Some(target) = self.ask(Operation::ReadLink { node: Node::Any(node) }) {
+            assert_eq!(target, format!("..data/{first}").into_bytes());
             let data = self.look_up(volume, b"..data")?;
             let published = self.ask(Operation::ReadLink { node: Node::Any(data) })?;
             let directory = self.look_up(volume, &published)?;
-            token = self.look_up(directory, b"token")?;
+            node = self.look_up(directory, first.as_bytes())?;
         }
+        for name in names {
+            node = self.look_up(node, name.as_bytes())?;
+        }
+        Some(node)
+    }
+
+    pub(super) fn walk(&mut self, path: u8) {
+        const PATHS: [&str; 5] = ["token", "sub", "sub/key", "sub/deep/key", "ca.crt"];
+        if let Some(node) = self.follow(PATHS[usize::from(path % 5)]) {
+            self.ask(Operation::GetAttr { node: Node::Any(node) });
+        }
+    }
+
+    pub(super) fn list(&mut self, node: Node, offset: Offset, size: Size, is_released: bool) {
+        let Some(open) = self.ask(Operation::OpenDir { node }) else { return };
+        let handle = open.get(..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let handle = Handle::Any(handle);
+        let listing = self.ask(Operation::ReadDir { node, handle, offset, size, is_plus: false });
+        let may_list = size.value() <= 0x2000 - 16;
+        assert!(!may_list || listing.is_some_and(|listing| listing.len() <= size.value() as usize));
+        if is_released {
+            self.ask(Operation::ReleaseDir { node, handle });
+        }
+    }
+
+    /// Opens and reads `token`.
+    pub(super) fn read_token(&mut self) -> Option<Vec<u8>> {
+        let token = self.follow("token")?;
         self.ask(Operation::Read { node: Node::Any(token), offset: Offset::Small(0), size: Size::Page })
     }
 }

@@ -12,6 +12,7 @@ pub(super) const REPLY_AT: u64 = 0x1c_0000;
 const TABLE_AT: u64 = 0x1e_0000;
 const MAX_BODY: usize = 0x2_0000;
 const REQUESTS: u16 = 1;
+const EROFS: i32 = -30;
 
 /// A request and how it is sent.
 #[derive(Debug, Arbitrary)]
@@ -92,13 +93,19 @@ pub(super) enum Operation {
         node: Node,
     },
     Init {
+        is_version_7: bool,
         major: u8,
         minor: u8,
         flags: u32,
         tail: Vec<u8>,
     },
     Destroy,
-    /// One of the protocol's opcodes with one or two names behind arguments, as most that change something have it.
+    /// A well-formed request that would change something.
+    Change {
+        which: u8,
+        node: Node,
+    },
+    /// One of the protocol's opcodes with one or two names behind arguments.
     Named {
         opcode: u8,
         node: Node,
@@ -142,7 +149,7 @@ pub(super) enum Size {
 }
 
 impl Size {
-    fn value(self) -> u32 {
+    pub(super) fn value(self) -> u32 {
         match self {
             Self::Page => 4096,
             Self::Small(size) => size.into(),
@@ -172,6 +179,7 @@ impl Operation {
             Self::StatFs { .. } => 17,
             Self::Init { .. } => 26,
             Self::Destroy => 38,
+            Self::Change { which, .. } => change(*which).0,
             Self::Named { opcode, .. } | Self::Any { opcode, .. } => u32::from(opcode % 64),
             Self::Raw { opcode, .. } => *opcode,
         }
@@ -180,6 +188,30 @@ impl Operation {
     pub(super) fn expects_reply(&self) -> bool {
         !matches!(self.opcode(), 2 | 36 | 42)
     }
+}
+
+/// Opcode, length of the arguments and what follows them. SETXATTR's value has the length that its arguments tell: none.
+fn change(which: u8) -> (u32, usize, &'static [u8]) {
+    const CHANGES: [(u32, usize, &[u8]); 17] = [
+        (4, 88, b""),
+        (6, 0, b"name\0target\0"),
+        (8, 16, b"name\0"),
+        (9, 8, b"name\0"),
+        (10, 0, b"token\0"),
+        (11, 0, b"sub\0"),
+        (12, 8, b"token\0other\0"),
+        (13, 8, b"name\0"),
+        (16, 40, b"data"),
+        (21, 8, b"user.x\0"),
+        (24, 0, b"user.x\0"),
+        (35, 16, b"name\0"),
+        (39, 32, b""),
+        (43, 32, b""),
+        (45, 16, b"token\0other\0"),
+        (47, 56, b""),
+        (51, 16, b"name\0"),
+    ];
+    CHANGES[usize::from(which) % CHANGES.len()]
 }
 
 /// A FUSE reply.
@@ -220,11 +252,16 @@ impl Run {
                 let body = [&guest.handle(*handle).to_le_bytes()[..], &[0; 16]].concat();
                 (guest.node(*node), body)
             }
-            Operation::Init { major, minor, flags, tail } => {
-                let words = [(*major).into(), (*minor).into(), 0x2_0000, *flags].map(u32::to_le_bytes);
+            Operation::Init { is_version_7, major, minor, flags, tail } => {
+                let major = if *is_version_7 { 7 } else { (*major).into() };
+                let words = [major, (*minor).into(), 0x2_0000, *flags].map(u32::to_le_bytes);
                 (0, [&words.concat()[..], tail].concat())
             }
             Operation::Destroy => (0, vec![]),
+            Operation::Change { which, node } => {
+                let (_, arguments, rest) = change(*which);
+                (guest.node(*node), [&vec![0; arguments][..], rest].concat())
+            }
             Operation::Named { opcode: _, node, arguments, name, second } => {
                 let second = second.as_ref().map(|name| guest.name(name)).unwrap_or_default();
                 let arguments = vec![0; usize::from(arguments % 12) * 8];
@@ -260,6 +297,9 @@ impl Run {
             return None;
         }
         let reply = self.reply(len, room, request.unique);
+        if matches!(request.operation, Operation::Change { .. }) && request.claimed_len.is_none() {
+            assert_eq!(reply.error, EROFS, "{:?}", request.operation);
+        }
         self.guest.learn(&request.operation, &reply);
         Some(reply)
     }
