@@ -223,7 +223,7 @@ fn root_in_the_guest_can_change_nothing() -> Result<()> {
         "truncate -s 0 /mnt/token",
         "dd if=/dev/zero of=/mnt/token bs=1 count=1 conv=notrunc",
     ] {
-        let output = vm.try_sh(&format!("{command}"))?;
+        let output = vm.try_sh(command)?;
         assert_ne!(output.status, 0, "{command} must fail");
         assert!(output.text.contains("Read-only file system"), "{command}: {}", output.text);
     }
