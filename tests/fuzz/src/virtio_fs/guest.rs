@@ -130,17 +130,26 @@ impl Run {
         Some(u64::from_le_bytes(entry.get(..8)?.try_into().ok()?))
     }
 
+    fn volume(&mut self) -> Option<u64> {
+        if self.is_shared { self.look_up(ROOT, VOLUME.as_bytes()) } else { Some(ROOT) }
+    }
+
+    /// The directory that `..data` names.
+    fn published(&mut self, volume: u64) -> Option<u64> {
+        let data = self.look_up(volume, b"..data")?;
+        let name = self.ask(Operation::ReadLink { node: Node::Any(data) })?;
+        self.look_up(volume, &name)
+    }
+
     /// Follows a path as a kernel does that has nothing cached.
     fn follow(&mut self, path: &str) -> Option<u64> {
-        let volume = if self.is_shared { self.look_up(ROOT, VOLUME.as_bytes())? } else { ROOT };
+        let volume = self.volume()?;
         let mut names = path.split('/');
         let first = names.next()?;
         let mut node = self.look_up(volume, first.as_bytes())?;
         if let Some(target) = self.ask(Operation::ReadLink { node: Node::Any(node) }) {
             assert_eq!(target, format!("..data/{first}").into_bytes());
-            let data = self.look_up(volume, b"..data")?;
-            let published = self.ask(Operation::ReadLink { node: Node::Any(data) })?;
-            let directory = self.look_up(volume, &published)?;
+            let directory = self.published(volume)?;
             node = self.look_up(directory, first.as_bytes())?;
         }
         for name in names {
@@ -171,6 +180,18 @@ impl Run {
     /// Opens and reads `token`.
     pub(super) fn read_token(&mut self) -> Option<Vec<u8>> {
         let token = self.follow("token")?;
-        self.ask(Operation::Read { node: Node::Any(token), offset: Offset::Small(0), size: Size::Page })
+        self.read(token)
+    }
+
+    /// As [`Self::read_token`], by a kernel that has the link `token` cached, as it may have for ever.
+    pub(super) fn read_token_with_cached_links(&mut self) -> Option<Vec<u8>> {
+        let volume = self.volume()?;
+        let directory = self.published(volume)?;
+        let token = self.look_up(directory, b"token")?;
+        self.read(token)
+    }
+
+    fn read(&mut self, node: u64) -> Option<Vec<u8>> {
+        self.ask(Operation::Read { node: Node::Any(node), offset: Offset::Small(0), size: Size::Page })
     }
 }
