@@ -76,6 +76,8 @@ fn fuzz_one(program: &Path, directory: &Path, target: &str, seconds: u32) -> Res
     fs::create_dir_all(&corpus).with_context(|| format!("Cannot make {}", corpus.display()))?;
     let mut command = Command::new(program);
     command.arg(&corpus).arg(format!("-max_total_time={seconds}"));
+    // Long inputs from the start: a list of a few actions reaches little.
+    command.arg("-len_control=0");
     // A hang or unbounded memory is a failure, too: seconds for one input, MiB.
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
     command.arg(format!("-artifact_prefix={}/{target}-", directory.display()));
