@@ -17,6 +17,9 @@ pub(crate) struct Arguments {
     /// RAM of the host in MiB
     #[arg(long, value_name = "MIB", default_value_t = 9216)]
     memory: u32,
+    /// CPUs of the host (default: as many as this machine has)
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
     /// The command; `sh -c '...'` for more than one
     #[arg(required = true, trailing_var_arg = true)]
     command: Vec<String>,
@@ -27,6 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let assets = build::assets()?;
     let mut spec = assets.host_spec(paths::host_console())?;
     spec.memory_mib = arguments.memory;
+    spec.cpus = arguments.cpus.unwrap_or(spec.cpus);
     let host = start(&spec)?;
     let command = command(arguments.command.iter().cloned()).timeout(Duration::from_secs(arguments.timeout));
     let exit = host.stream(&command, &mut io::stdout(), &mut io::stderr())?;
