@@ -23,7 +23,7 @@ fn rotate_under_load(program: &str, rotations: u64, reads_each: u64) -> Result<R
     let vm = builder.spawn()?;
     vm.wait_for_boot()?;
     vm.sh("mount -t virtiofs token /mnt")?;
-    vm.sh("guest-tool read-loop /mnt a b >/tmp/report 2>&1 &")?;
+    vm.sh("touch /tmp/report; guest-tool read-loop /mnt a b >/tmp/report 2>&1 &")?;
     let announcement = wait_for_line(&vm, 0)?;
     let announcement = serde_json::from_str::<Announcement>(&announcement).context(announcement)?;
     let page = GuestPage::find(vm.pid(), &announcement)?;
