@@ -25,10 +25,11 @@ pub(crate) fn run_setup() -> Result<()> {
     }
     let packages = missing.iter().map(|(_, package, _)| *package).collect::<Vec<_>>();
     if !rustix::process::geteuid().is_root() {
-        bail!(
-            "Please run as root: apt-get update && apt-get install --no-install-recommends {}",
-            packages.join(" ")
-        );
+        let mut command = "apt-get update".to_owned();
+        if !packages.is_empty() {
+            command += &format!(" && apt-get install --no-install-recommends {}", packages.join(" "));
+        }
+        bail!("Something is missing; please run as root: {command}");
     }
     step("Updating Debian's package lists");
     run(Command::new("apt-get").args(["update", "--quiet"]))?;
