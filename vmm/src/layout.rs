@@ -3,7 +3,7 @@
 //! ```text
 //! physical addresses
 //!   0x0000_0000  RAM: boot data below 640 KiB, kernel from 1 MiB on
-//!   0x000a_0000  reserved; ACPI tables in its upper half
+//!   0x000a_0000  reserved: ACPI tables from 0x000e_0000 on, the BIOS's reset entry at 0x000f_fff0
 //!   0x0010_0000  RAM
 //!   0xc000_0000  hole: PCI window, IOAPIC, local APIC, KVM's own pages
 //!   0x1_0000_0000  RAM beyond 3 GiB
@@ -40,7 +40,10 @@ pub const LOW_RAM_END: u64 = 0xa_0000;
 /// ACPI tables, the RSDP first: where firmware-less guests look for it too.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = 0xf_0000;
+/// The BIOS's reset entry, in real mode `f000:fff0`. Linux jumps there to reboot (arch/x86/kernel/reboot.c, `BOOT_BIOS`)
+/// when ACPI is hardware-reduced and there is no EFI.
+pub const BIOS_RESET: u64 = 0xf_fff0;
 /// Where kernels are loaded, and where RAM goes on.
 pub const KERNEL: u64 = 0x10_0000;
 

@@ -168,6 +168,7 @@ impl Machine {
         let rsdp = boot::acpi::write(&memory, spec.cpus)?;
         let loaded = boot::load(&memory, &spec.kernel, spec.initramfs.as_deref(), &spec.cmdline, rsdp)?;
         boot::x86_64::write_boot_tables(&memory)?;
+        boot::x86_64::write_bios_reset(&memory)?;
         let vcpus = Vcpus::create(&vm, spec.cpus)?;
         vm.configure_vcpus(&vcpus, loaded.entry).map_err(Error::Vcpu)?;
 

@@ -1,6 +1,6 @@
 //! The boot CPU's registers, and every CPU's CPUID, MSRs and local APIC (Intel SDM vol. 3, AMD APM vol. 2).
 
-use devices::GuestMemory;
+use devices::{GuestMemory, acpi};
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -55,6 +55,28 @@ pub fn write_boot_tables(memory: &GuestMemory) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Writes the whole BIOS: real-mode code at [`layout::BIOS_RESET`] that writes the ACPI reset register.
+///
+/// # Errors
+/// When RAM does not reach to it.
+pub fn write_bios_reset(memory: &GuestMemory) -> Result<(), Error> {
+    let [low, high, ..] = (layout::POWER_PORTS + acpi::RESET_OFFSET).to_le_bytes();
+    let code = [
+        0xba,
+        low,
+        high, // mov dx, reset register
+        0xb0,
+        acpi::RESET_VALUE, // mov al, value
+        0xee,              // out dx, al
+        0xf4,              // hlt
+        0xeb,
+        0xfd, // jmp to hlt
+    ];
+    memory
+        .write_slice(&code, GuestAddress(layout::BIOS_RESET))
+        .map_err(Error::write("the BIOS's reset entry"))
 }
 
 fn put(memory: &GuestMemory, address: u64, value: u64) -> Result<(), Error> {
