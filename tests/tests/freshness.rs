@@ -18,9 +18,10 @@ fn rotate_under_load(program: &str, rotations: u64, reads_each: u64) -> Result<R
     let writer = AtomicWriter::new(&path);
     let payload = |sequence| Payload::from(["a", "b"].map(|name| file(name, content_of(sequence))));
     writer.write(&payload(0))?;
-    let builder =
-        Vm::builder().program(program).cpus(2).projected(&format!("tag=token,path={}", path.display()));
-    let vm = builder.spawn()?;
+    // One vCPU: this test wants a host with several CPUs, where QEMU 7.2 emulates guests with several wrongly (see
+    // xtask/src/test.rs).
+    let vm =
+        Vm::builder().program(program).projected(&format!("tag=token,path={}", path.display())).spawn()?;
     vm.wait_for_boot()?;
     vm.sh("mount -t virtiofs token /mnt")?;
     vm.sh("touch /tmp/report; guest-tool read-loop /mnt a b >/tmp/report 2>&1 &")?;

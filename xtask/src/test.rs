@@ -17,7 +17,7 @@ const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Test programs in which host and guest must run at the same time. Emulated, all others get a host with one CPU: QEMU
 /// before 8.1 may run code that another CPU has just patched as it was before (mended there by "accel/tcg: Always lock
 /// pages before translation"), and a kernel, which patches itself while it boots, then dies of an `int3`. Seen with 32
-/// vCPUs on two CPUs, in 3 of 40 boots.
+/// vCPUs on two CPUs in 3 of 40 boots, and with 2 vCPUs. Guests in these programs have one vCPU for the same reason.
 const PARALLEL: [&str; 1] = ["freshness"];
 
 #[derive(Debug, clap::Args)]
