@@ -135,3 +135,38 @@ fn terminal_is_restored_after_the_escape_sequence() -> Result<()> {
 fn terminal_is_restored_after_a_panic() -> Result<()> {
     terminal_is_restored(|vm| vm.start_sh("guest-tool panic").map(|_| ()), PANIC)
 }
+
+/// An interrupt that comes before the guest has set its interrupt controllers up must not reach it as an exception.
+#[test]
+fn a_button_pressed_while_the_kernel_boots_does_not_harm_it() -> Result<()> {
+    for delay_ms in [100, 400, 700, 1000, 1300] {
+        let mut vm = Vm::builder().arguments(["--shutdown-grace", "5"]).spawn()?;
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        vm.signal(Signal::TERM)?;
+        assert_eq!(vm.wait_exit()?, STOPPED, "after {delay_ms} ms");
+    }
+    Ok(())
+}
+
+/// The event loop serves the guest: it must not wait for who does not read its log.
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_anything() -> Result<()> {
+    let (unread, stderr) = rustix::pipe::pipe()?;
+    let mut command = std::process::Command::new(tests::vm::assets()?.join("laterna"));
+    command.arg("run").arg("--kernel").arg(tests::vm::assets()?.join("vmlinuz"));
+    // Without `panic=` the guest, which has no root file system, halts.
+    command.args(["--serial", "off", "--cmdline", "console=ttyS0"]);
+    let mut laterna = command.stderr(stderr).stdin(std::process::Stdio::null()).spawn()?;
+    let pid = rustix::process::Pid::from_child(&laterna);
+    // Before it is up, the signal ends it.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    // Some 160 bytes a line into a pipe of 64 KiB.
+    for _ in 0..1000 {
+        rustix::process::kill_process(pid, Signal::USR1)?;
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    rustix::process::kill_process(pid, Signal::QUIT)?;
+    assert_eq!(laterna.wait()?.code(), Some(STOPPED));
+    drop(unread);
+    Ok(())
+}

@@ -22,9 +22,36 @@ use crate::logging;
 use crate::machine::{Error, Parts};
 use crate::spec::{SerialSpec, VmSpec};
 
+/// The signals that Laterna handles, taken over from their default actions.
+#[derive(Debug)]
+pub struct HostSignals(SignalDelivery<UnixStream, SignalOnly>);
+
+impl HostSignals {
+    /// Takes them over; what arrives from now on waits for the event loop. SIGHUP stays ignored under nohup(1).
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn take() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        let mut signals = vec![SIGTERM, SIGINT, SIGQUIT, SIGUSR1];
+        if !is_ignored(SIGHUP) {
+            signals.push(SIGHUP);
+        }
+        Ok(Self(SignalDelivery::with_pipe(read, write, SignalOnly, signals)?))
+    }
+}
+
+/// Whether this process was started with a signal ignored (proc(5), `SigIgn`).
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
 /// What outlives a reset of the guest: signals, our stdin, a requested stop.
 pub(crate) struct Host {
-    signals: SignalDelivery<UnixStream, SignalOnly>,
+    signals: HostSignals,
     stdin: Option<Stdin>,
     stop: Stop,
 }
@@ -36,11 +63,8 @@ struct Stop {
 }
 
 impl Host {
-    /// Takes over signals and, for a serial port on stdio, stdin.
-    pub(crate) fn new(spec: &VmSpec) -> io::Result<Self> {
-        let (read, write) = UnixStream::pair()?;
-        let signals = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1];
-        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
+    /// Takes over stdin, for a serial port on stdio.
+    pub(crate) fn new(spec: &VmSpec, signals: HostSignals) -> io::Result<Self> {
         let stdin = (spec.serial == SerialSpec::Stdio).then(Stdin::take).transpose()?;
         if stdin.as_ref().is_some_and(Stdin::is_terminal) {
             log::info!("{ESCAPE_HELP}");
@@ -182,7 +206,7 @@ impl Signals<'_> {
 impl MutEventSubscriber for Signals<'_> {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
         let mut host = self.host.borrow_mut();
-        let pending: Vec<_> = host.signals.pending().collect();
+        let pending: Vec<_> = host.signals.0.pending().collect();
         for signal in pending {
             match signal {
                 SIGTERM | SIGINT => self.request_stop(&mut host.stop),
@@ -194,7 +218,7 @@ impl MutEventSubscriber for Signals<'_> {
 
     fn init(&mut self, ops: &mut EventOps) {
         let host = self.host.borrow();
-        subscribe(ops, Events::new(host.signals.get_read(), EventSet::IN));
+        subscribe(ops, Events::new(host.signals.0.get_read(), EventSet::IN));
     }
 }
 

@@ -7,7 +7,7 @@ pub mod bus;
 pub mod cli;
 pub mod console;
 pub mod doctor;
-mod event_loop;
+pub mod event_loop;
 pub mod kvm;
 pub mod layout;
 pub mod lifecycle;

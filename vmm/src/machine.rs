@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::Bus;
 use crate::console::{Output, TerminalGuard};
-use crate::event_loop::{EventLoop, Host};
+use crate::event_loop::{EventLoop, Host, HostSignals};
 use crate::kvm::{self, ExitCounters, Irqs, Shared, Vcpus, Vm};
 use crate::lifecycle::{ExitLatch, ExitReason};
 use crate::spec::{OnReboot, SHARED_TAG, SerialSpec, VmSpec};
@@ -79,15 +79,17 @@ impl Error {
     }
 }
 
-/// Runs the VM until it ends, through as many resets as the spec allows.
+/// Runs the VM until it ends, through as many resets as the spec allows. `signals` are those since the process began.
 ///
 /// # Errors
 /// When the machine cannot be assembled, or the host fails it.
-pub fn run(spec: &VmSpec) -> Result<ExitReason, Error> {
+pub fn run(spec: &VmSpec, signals: HostSignals) -> Result<ExitReason, Error> {
     let _terminal = TerminalGuard::new();
     kvm::prepare_kick_signal().map_err(Error::host("a signal handler"))?;
+    // Before the serial port's file is truncated: without KVM nothing would be written to it.
+    kvm::open()?;
     let output = open_output(&spec.serial)?;
-    let mut host = Host::new(spec).map_err(Error::host("signals and the terminal"))?;
+    let mut host = Host::new(spec, signals).map_err(Error::host("signals and the terminal"))?;
     loop {
         let machine = Machine::assemble(spec, &output)?;
         let reason = machine.run(&mut host)?;
@@ -148,7 +150,7 @@ impl Machine {
         let exit = Arc::new(ExitLatch::new().map_err(Error::host("an eventfd"))?);
         let memory = memory::allocate(spec.memory_bytes)?;
         let vm = Vm::create(&memory)?;
-        let irqs = Irqs::new(&vm);
+        let irqs = Irqs::new(&vm).map_err(Error::host("interrupt routes"))?;
 
         let input_drained = EventFd::new(EFD_NONBLOCK).map_err(Error::host("an eventfd"))?;
         let serial = serial_port(&irqs, output, &exit, &input_drained)?;

@@ -89,16 +89,7 @@ impl VmSpec {
         if let Err(error) = boot::cmdline(&self.cmdline) {
             mistakes.push(format!("--cmdline: {error}"));
         }
-        if let SerialSpec::File(path) = &self.serial
-            && let Some(parent) =
-                path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
-        {
-            mistakes.push(format!(
-                "--serial file={}: there is no directory {}",
-                path.display(),
-                parent.display()
-            ));
-        }
+        mistakes.extend(self.serial_mistake());
         mistakes.extend(self.exposure_mistakes());
         for projected in &self.projected {
             if let Err(error) = Volume::open(projected.volume.clone()) {
@@ -129,6 +120,28 @@ impl VmSpec {
             Exposure::Tag(tag) => Some((tag.as_str(), &projected.volume)),
             Exposure::Name(_) => None,
         })
+    }
+
+    fn serial_mistake(&self) -> Option<String> {
+        let SerialSpec::File(path) = &self.serial else { return None };
+        let mistake = |what: String| Some(format!("--serial file={}: {what}", path.display()));
+        if let Some(parent) =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
+        {
+            return mistake(format!("there is no directory {}", parent.display()));
+        }
+        if path.is_dir() {
+            return mistake("it is a directory; give a file".to_owned());
+        }
+        let inputs = [Some(&self.kernel), self.initramfs.as_ref()];
+        let is_input =
+            |input: &PathBuf| path.exists() && path.canonicalize().ok() == input.canonicalize().ok();
+        if inputs.into_iter().flatten().any(is_input) {
+            return mistake(
+                "it is the kernel or the initramfs and would be overwritten; give another file".to_owned(),
+            );
+        }
+        None
     }
 
     fn memory_mistake(&self) -> Option<String> {

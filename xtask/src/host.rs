@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     /// RAM of the host in MiB
     #[arg(long, value_name = "MIB", default_value_t = 9216)]
     memory: u32,
-    /// CPUs of the host (default: as many as this machine has)
+    /// CPUs of the host (default: 1; with more, QEMU before 8.1 is not reliable)
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
     /// The command; `sh -c '...'` for more than one

@@ -14,12 +14,6 @@ use std::time::Duration;
 /// A whole test program, which may have many slow tests.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Test programs in which host and guest must run at the same time. Emulated, all others get a host with one CPU: QEMU
-/// before 8.1 may run code that another CPU has just patched as it was before (mended there by "accel/tcg: Always lock
-/// pages before translation"), and a kernel, which patches itself while it boots, then dies of an `int3`. Seen with 32
-/// vCPUs on two CPUs in 3 of 40 boots, and with 2 vCPUs. Guests in these programs have one vCPU for the same reason.
-const PARALLEL: [&str; 1] = ["freshness"];
-
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Run only tests whose names contain this; the name of a file in tests/tests means that file
@@ -116,22 +110,11 @@ fn vm_tests(filter: Option<&str>) -> Result<Tally> {
     if programs.iter().any(|program| Some(program.name.as_str()) == filter) {
         programs.retain(|program| Some(program.name.as_str()) == filter);
     }
-    let (parallel, others): (Vec<_>, Vec<_>) =
-        programs.into_iter().partition(|program| PARALLEL.contains(&program.name.as_str()));
+    let machine = Machine::with_kvm(&assets, &programs)?;
     let mut total = Tally::default();
-    for (programs, cpus) in [(others, Some(1)), (parallel, None)] {
-        if !programs.is_empty() {
-            total.add(run_on(&Machine::with_kvm(&assets, &programs, cpus)?, &programs, filter)?);
-        }
-    }
-    Ok(total)
-}
-
-/// Runs test programs on a machine, one test at a time: the machine is small, and each test wants a VM of its own.
-fn run_on(machine: &Machine<'_>, programs: &[Executable], filter: Option<&str>) -> Result<Tally> {
-    let mut total = Tally::default();
-    for program in programs {
+    for program in &programs {
         step(&format!("VM tests: {}", program.name));
+        // One at a time: the machine is small, and each test wants a VM of its own.
         let mut arguments = vec!["--test-threads=1".to_owned(), "--show-output".to_owned()];
         arguments.extend(filter.filter(|filter| *filter != program.name).map(str::to_owned));
         total.add(machine.run(program, &arguments)?);
@@ -148,14 +131,13 @@ enum Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn with_kvm(assets: &'a Assets, programs: &[Executable], cpus: Option<u32>) -> Result<Self> {
+    fn with_kvm(assets: &'a Assets, programs: &[Executable]) -> Result<Self> {
         if assets.has_good_kvm() {
             step("This machine's KVM can boot guests; the VM tests run here");
             return Ok(Self::Here(assets));
         }
         step("This machine's KVM cannot boot guests; the VM tests run in an emulated host");
         let mut spec = assets.host_spec(paths::host_console())?;
-        spec.cpus = cpus.unwrap_or(spec.cpus);
         for program in programs {
             spec.add_program(&path_in_host(program), &program.path);
         }

@@ -226,11 +226,12 @@ impl Volumes {
 /// Says whether a volume can have this name under the synthetic root.
 ///
 /// # Errors
-/// When it is empty, longer than 255 bytes, a path, or one of the names that start with `..`.
+/// When it is empty, longer than 255 bytes, a path, has control
+/// characters, or is one of the names that start with `..`.
 pub fn check_volume_name(name: &str) -> Result<(), Error> {
     let is_possible = (1..=255).contains(&name.len())
         && name != "."
         && !name.starts_with("..")
-        && !name.contains(['/', '\0']);
+        && !name.contains(|c: char| c == '/' || c.is_control());
     if is_possible { Ok(()) } else { Err(Error::VolumeName { name: name.into() }) }
 }

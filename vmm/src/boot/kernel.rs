@@ -117,19 +117,20 @@ impl Image {
         let ram_bytes = vm_memory::GuestMemory::last_addr(memory).raw_value().saturating_add(1);
         self.check_ram(ram_bytes, 0)?;
         let unusable = |reason: String| Error::Unusable { path: self.path.clone(), reason };
+        let not_loaded = |error: linux_loader::loader::Error| {
+            unusable(format!("it cannot be loaded ({error}); give a bzImage, or a vmlinux with PVH note"))
+        };
         let mut file = &self.file;
         let start = Some(GuestAddress(layout::KERNEL));
         let entry = match self.kind {
             Kind::BzImage { .. } => {
                 let result = BzImage::load(memory, start, &mut file, start);
-                let KernelLoaderResult { kernel_load, setup_header, .. } =
-                    result.map_err(|error| unusable(error.to_string()))?;
+                let KernelLoaderResult { kernel_load, setup_header, .. } = result.map_err(not_loaded)?;
                 let header = setup_header.ok_or_else(|| unusable("no setup header".to_owned()))?;
                 Entry::Linux64(kernel_load.unchecked_add(ENTRY_64_OFFSET), header)
             }
             Kind::Elf => {
-                let result =
-                    Elf::load(memory, None, &mut file, start).map_err(|error| unusable(error.to_string()))?;
+                let result = Elf::load(memory, None, &mut file, start).map_err(not_loaded)?;
                 match result.pvh_boot_cap {
                     PvhBootCapability::PvhEntryPresent(address) => Entry::Pvh(address),
                     PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {

@@ -8,6 +8,7 @@ use log::Level;
 use projection::{DEFAULT_MAX_SIZE_BYTES, Ownership, VolumeSpec};
 
 use super::{FAILURE, USAGE};
+use crate::event_loop::HostSignals;
 use crate::lifecycle::ExitReason;
 use crate::spec::{Exposure, OnReboot, ProjectedSpec, SerialSpec, VmSpec};
 use crate::{machine, units};
@@ -17,7 +18,7 @@ Exit codes:
   0  the guest powered off
   1  Laterna failed; stderr says why
   2  the arguments are wrong
-  3  the guest asked for a reset by ACPI (with --on-reboot exit)
+  3  the guest asked for a reset (with --on-reboot exit); with panic=-1 also a panic before its pvpanic driver is loaded
   4  the guest's kernel panicked (pvpanic)
   5  the guest met a triple fault
   6  the VM was stopped at once (second signal, end of the grace, Ctrl-A x)
@@ -74,6 +75,13 @@ pub(super) struct RunArguments {
 
 /// Runs the VM; returns the exit code.
 pub(super) fn run(arguments: RunArguments, adjust: impl FnOnce(&mut VmSpec)) -> u8 {
+    let signals = match HostSignals::take() {
+        Ok(signals) => signals,
+        Err(error) => {
+            log::error!("Signals cannot be handled: {error}");
+            return FAILURE;
+        }
+    };
     let mut mistakes = Vec::new();
     let mut spec = arguments.into_spec(&mut mistakes);
     adjust(&mut spec);
@@ -84,14 +92,19 @@ pub(super) fn run(arguments: RunArguments, adjust: impl FnOnce(&mut VmSpec)) -> 
         }
         return USAGE;
     }
-    match machine::run(&spec) {
+    match machine::run(&spec, signals) {
         Ok(reason) => {
             log::log!(level_of(&reason), "{reason}");
             reason.code()
         }
         Err(error) => {
             log::error!("{error}");
-            FAILURE
+            // A kernel that shows only when it is loaded that it cannot be is the user's mistake all the same.
+            if matches!(error, machine::Error::Boot(_) | machine::Error::SerialFile { .. }) {
+                USAGE
+            } else {
+                FAILURE
+            }
         }
     }
 }

@@ -25,13 +25,19 @@ pub struct Irqs {
 }
 
 impl Irqs {
-    /// The routes of `vm`, with nothing but the IOAPIC's pins.
-    pub fn new(vm: &Vm) -> Arc<Self> {
-        Arc::new(Self {
+    /// The routes of `vm`, with nothing but the IOAPIC's pins: KVM's own would lead to the legacy PIC, too, which in a
+    /// guest that has not masked it yet turns an early interrupt into a CPU exception.
+    ///
+    /// # Errors
+    /// When KVM refuses them.
+    pub fn new(vm: &Vm) -> io::Result<Arc<Self>> {
+        let irqs = Self {
             vm: Arc::clone(&vm.fd),
             messages: Mutex::default(),
             next_gsi: Mutex::new(layout::FIRST_MSI_GSI),
-        })
+        };
+        irqs.set_routes(&BTreeMap::new())?;
+        Ok(Arc::new(irqs))
     }
 
     /// An interrupt on IOAPIC pin `gsi`.
@@ -69,6 +75,10 @@ impl Irqs {
     fn route(&self, gsi: u32, message: MsiMessage) -> io::Result<()> {
         let mut messages = self.messages.lock();
         messages.insert(gsi, message);
+        self.set_routes(&messages)
+    }
+
+    fn set_routes(&self, messages: &BTreeMap<u32, MsiMessage>) -> io::Result<()> {
         let pins = (0..layout::FIRST_MSI_GSI).map(ioapic_pin);
         let entries: Vec<_> = pins.chain(messages.iter().map(|(gsi, message)| msi(*gsi, *message))).collect();
         let table =

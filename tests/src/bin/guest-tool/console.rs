@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, mount};
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{InputModes, OptionalActions, tcgetattr, tcsetattr};
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -26,13 +26,20 @@ fn serve() -> Result<()> {
     let console = OpenOptions::new().read(true).write(true).open("/dev/console").context("No console")?;
     let mut terminal = tcgetattr(&console).context("The console is no terminal")?;
     terminal.make_raw();
+    // A person's Enter key ends a line, too.
+    terminal.input_modes |= InputModes::ICRNL;
     tcsetattr(&console, OptionalActions::Flush, &terminal)?;
     write!(&console, "\n@@ready\n")?;
     for line in BufReader::new(console.try_clone()?).split(b'\n') {
         let line = line.context("Cannot read the console")?;
         let line = String::from_utf8_lossy(&line);
-        // Noise on the line is no reason to power off.
-        let Some((number, command)) = line.split_once(' ') else { continue };
+        let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+        let (number, command) = match line.split_once(' ') {
+            Some((number, command)) if is_number(number) => (number, command),
+            // What a person types has no number.
+            _ if line.trim().is_empty() => continue,
+            _ => ("0", &*line),
+        };
         write!(&console, "\n@@begin {number}\n")?;
         let status = shell(&console, command)?;
         write!(&console, "\n@@end {number} {status}\n")?;
