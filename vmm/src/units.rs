@@ -19,11 +19,6 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "absurdly large; give a size such as 512M".to_owned())
 }
 
-/// Stores a parsed value, or hands on the mistake and leaves the default.
-pub fn parse_into<T>(target: &mut T, parsed: Result<T, String>) -> Result<(), String> {
-    parsed.map(|value| *target = value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -121,16 +121,6 @@ impl Msix {
         }
     }
 
-    /// Back to the state after power-on.
-    pub fn reset(&mut self) {
-        for vector in &mut self.vectors {
-            vector.entry = Entry { message: MsiMessage::default(), is_masked: true };
-            vector.is_pending = false;
-        }
-        self.is_enabled = false;
-        self.is_function_masked = false;
-    }
-
     fn table_dword(&self, offset: u64) -> u32 {
         let Some(vector) = self.vectors.get(table_index(offset)) else { return u32::MAX };
         let [low, high] = split(vector.entry.message.address);

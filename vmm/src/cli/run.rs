@@ -120,35 +120,23 @@ fn level_of(reason: &ExitReason) -> Level {
 impl RunArguments {
     /// The spec; what cannot be understood is put into `mistakes` and replaced by something harmless.
     fn into_spec(self, mistakes: &mut Vec<String>) -> VmSpec {
-        let mut checked = |option: &str, value: &str, mistake: Result<(), String>| {
-            if let Err(mistake) = mistake {
-                mistakes.push(format!("{option} {value}: {mistake}"));
-            }
-        };
-        let mut cpus = 1;
-        checked("--cpus", &self.cpus, units::parse_into(&mut cpus, parse_cpus(&self.cpus)));
-        let mut memory_bytes = 256 << 20;
-        checked(
-            "--memory",
-            &self.memory,
-            units::parse_into(&mut memory_bytes, units::parse_size(&self.memory)),
-        );
-        let mut serial = SerialSpec::Off;
-        checked("--serial", &self.serial, units::parse_into(&mut serial, parse_serial(&self.serial)));
-        let mut on_reboot = OnReboot::Exit;
-        checked(
-            "--on-reboot",
-            &self.on_reboot,
-            units::parse_into(&mut on_reboot, parse_on_reboot(&self.on_reboot)),
-        );
-        let mut shutdown_grace = Duration::ZERO;
-        let parsed = parse_grace(&self.shutdown_grace);
-        checked("--shutdown-grace", &self.shutdown_grace, units::parse_into(&mut shutdown_grace, parsed));
+        let cpus = or_mistake("--cpus", &self.cpus, parse_cpus(&self.cpus), 1, mistakes);
+        let memory = units::parse_size(&self.memory);
+        let memory_bytes = or_mistake("--memory", &self.memory, memory, 256 << 20, mistakes);
+        let serial =
+            or_mistake("--serial", &self.serial, parse_serial(&self.serial), SerialSpec::Off, mistakes);
+        let on_reboot = parse_on_reboot(&self.on_reboot);
+        let on_reboot = or_mistake("--on-reboot", &self.on_reboot, on_reboot, OnReboot::Exit, mistakes);
+        let grace = parse_grace(&self.shutdown_grace);
+        let shutdown_grace =
+            or_mistake("--shutdown-grace", &self.shutdown_grace, grace, Duration::ZERO, mistakes);
         let mut projected = Vec::new();
         for text in &self.projected {
             let (spec, flaws) = parse_projected(text);
             projected.extend(spec);
-            checked("--projected", text, if flaws.is_empty() { Ok(()) } else { Err(flaws.join("; ")) });
+            if !flaws.is_empty() {
+                mistakes.push(format!("--projected {text}: {}", flaws.join("; ")));
+            }
         }
         if self.kernel.is_none() {
             mistakes.push("--kernel FILE is missing; give a bzImage, or an ELF with PVH note".to_owned());
@@ -165,6 +153,20 @@ impl RunArguments {
             shutdown_grace,
         }
     }
+}
+
+/// The parsed value of an option; or `default`, and a mistake.
+fn or_mistake<T>(
+    option: &str,
+    text: &str,
+    parsed: Result<T, String>,
+    default: T,
+    mistakes: &mut Vec<String>,
+) -> T {
+    parsed.unwrap_or_else(|mistake| {
+        mistakes.push(format!("{option} {text}: {mistake}"));
+        default
+    })
 }
 
 fn parse_cpus(text: &str) -> Result<u8, String> {
